@@ -1,0 +1,276 @@
+//! Frames on the stream, and the records in them once the handshake is over (protocol.md 2.4).
+
+use std::mem;
+use std::ops::RangeInclusive;
+
+use zeroize::Zeroizing;
+
+/// What may come next on the stream.
+pub(crate) enum Expected {
+    /// So many bytes, without a length in front.
+    Bytes(usize),
+    /// `u16 length ‖ bytes`, with a length in this range.
+    Frame(RangeInclusive<usize>),
+}
+
+/// Cuts the stream into frames, however it arrives. Holds one unfinished frame at most.
+#[derive(Default)]
+pub(crate) struct Incoming {
+    buffer: Vec<u8>,
+}
+
+impl Incoming {
+    /// Takes bytes from the front of `bytes` until they complete what is `expected`.
+    ///
+    /// Returns `None` if there are too few, which are then kept.
+    ///
+    /// # Errors
+    ///
+    /// The length that does not fit what is expected, as soon as it is known.
+    pub(crate) fn take(
+        &mut self,
+        bytes: &mut &[u8],
+        expected: &Expected,
+    ) -> Result<Option<Vec<u8>>, usize> {
+        match expected {
+            Expected::Bytes(count) => Ok(self
+                .fill(bytes, *count)
+                .then(|| mem::take(&mut self.buffer))),
+            Expected::Frame(lengths) => {
+                if !self.fill(bytes, LENGTH_BYTES) {
+                    return Ok(None);
+                }
+                let Some(length) = self.buffer.first_chunk() else {
+                    return Ok(None);
+                };
+                let length = usize::from(u16::from_be_bytes(*length));
+                if !lengths.contains(&length) {
+                    return Err(length);
+                }
+                if !self.fill(bytes, LENGTH_BYTES + length) {
+                    return Ok(None);
+                }
+                let frame = self.buffer.split_off(LENGTH_BYTES);
+                self.buffer.clear();
+                Ok(Some(frame))
+            }
+        }
+    }
+
+    /// Moves bytes over until the buffer has `count`; tells whether it has.
+    fn fill(&mut self, bytes: &mut &[u8], count: usize) -> bool {
+        let missing = count.saturating_sub(self.buffer.len());
+        let (taken, rest) = bytes.split_at(missing.min(bytes.len()));
+        self.buffer.extend_from_slice(taken);
+        *bytes = rest;
+        self.buffer.len() >= count
+    }
+}
+
+/// Puts the length in front of a handshake message.
+///
+/// # Errors
+///
+/// [`snow::Error::Input`], as from snow itself, if it is longer than a frame can say.
+pub(crate) fn frame(parts: &[&[u8]]) -> Result<Vec<u8>, snow::Error> {
+    let body = parts.concat();
+    let length = u16::try_from(body.len()).map_err(|_| snow::Error::Input)?;
+    Ok([&length.to_be_bytes()[..], &body].concat())
+}
+
+/// What a record is, its first byte. 4, 5 and 7 are kept for renewal and refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RecordType {
+    Stream = 0,
+    Close = 1,
+    Ping = 2,
+    Pong = 3,
+    Admission = 6,
+}
+
+impl RecordType {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [
+            Self::Stream,
+            Self::Close,
+            Self::Ping,
+            Self::Pong,
+            Self::Admission,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// The two keys of an open session, and how much each has done.
+pub(crate) struct Records {
+    noise: snow::TransportState,
+    sent: Usage,
+    received: Usage,
+}
+
+impl Records {
+    pub(crate) fn new(noise: snow::TransportState) -> Self {
+        Self {
+            noise,
+            sent: Usage::default(),
+            received: Usage::default(),
+        }
+    }
+
+    /// Seals one record, its length in front.
+    ///
+    /// # Errors
+    ///
+    /// [`snow::Error::Input`] if `body` is longer than [`BODY_BYTES_MAX`].
+    pub(crate) fn seal(&mut self, kind: RecordType, body: &[u8]) -> Result<Vec<u8>, snow::Error> {
+        let plaintext = Zeroizing::new([&[kind as u8], body].concat());
+        let length = plaintext.len() + TAG_BYTES;
+        let announced = u16::try_from(length).map_err(|_| snow::Error::Input)?;
+
+        let mut frame = vec![0; LENGTH_BYTES + length];
+        let (head, message) = frame.split_at_mut(LENGTH_BYTES);
+        head.copy_from_slice(&announced.to_be_bytes());
+        self.noise.write_message(&plaintext, message)?;
+        self.sent.count(length);
+        Ok(frame)
+    }
+
+    /// Opens one record, whose length is already taken off.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError`]; the session is then over.
+    pub(crate) fn open(&mut self, frame: &[u8]) -> Result<(RecordType, Vec<u8>), RecordError> {
+        let mut plaintext = vec![0; frame.len().saturating_sub(TAG_BYTES)];
+        self.noise
+            .read_message(frame, &mut plaintext)
+            .map_err(|_| RecordError::Rejected)?;
+        self.received.count(frame.len());
+
+        let kind = plaintext
+            .first()
+            .and_then(|byte| RecordType::from_byte(*byte))
+            .ok_or(RecordError::UnknownType)?;
+        plaintext.remove(0);
+        Ok((kind, plaintext))
+    }
+
+    /// Lets the sending key look as if it had sealed so many records.
+    #[cfg(test)]
+    pub(crate) fn pretend_sent(&mut self, records: u64) {
+        self.sent.records = records;
+    }
+
+    /// Tells whether a key is so near its limit that only the close may follow.
+    pub(crate) fn are_spent(&self) -> bool {
+        self.sent.is_spent() || self.received.is_spent()
+    }
+}
+
+/// Why a record was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RecordError {
+    /// It did not authenticate.
+    Rejected,
+    /// It did, and is of a type that this version does not have.
+    UnknownType,
+}
+
+/// What one key has done.
+#[derive(Default)]
+struct Usage {
+    records: u64,
+    bytes: u64,
+}
+
+impl Usage {
+    fn count(&mut self, bytes: usize) {
+        self.records = self.records.saturating_add(1);
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.records >= KEY_RECORDS_MAX - RESERVED_RECORDS
+            || self.bytes >= KEY_BYTES_MAX - RESERVED_BYTES
+    }
+}
+
+/// A record holds at least its type and its tag; its length is a `u16`.
+pub(crate) const RECORD_LENGTHS: RangeInclusive<usize> = 1 + TAG_BYTES..=65_535;
+
+/// What fits into one record besides type and tag.
+pub(crate) const BODY_BYTES_MAX: usize = 65_535 - TAG_BYTES - 1;
+
+/// The tag of both ciphers (RFC 8439, 2.8; NIST SP 800-38D, 5.2.1.2).
+pub(crate) const TAG_BYTES: usize = 16;
+
+const LENGTH_BYTES: usize = 2;
+
+/// protocol.md 2.5.
+pub(crate) const KEY_RECORDS_MAX: u64 = 1 << 32;
+
+/// protocol.md 2.5: 64 GiB, counted in ciphertext.
+const KEY_BYTES_MAX: u64 = 64 << 30;
+
+/// The close, and the record after which the limit was seen.
+const RESERVED_RECORDS: u64 = 2;
+
+/// The two of [`RESERVED_RECORDS`], as long as records can be.
+const RESERVED_BYTES: u64 = 2 * 65_535;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_spent_while_its_last_record_can_still_be_the_close() {
+        let mut usage = Usage {
+            records: KEY_RECORDS_MAX - 3,
+            bytes: 0,
+        };
+        assert!(!usage.is_spent());
+        usage.count(17);
+        assert!(usage.is_spent());
+        usage.count(17);
+        assert!(usage.records < KEY_RECORDS_MAX);
+    }
+
+    #[test]
+    fn a_key_is_spent_before_its_64_gib_are_full() {
+        let mut usage = Usage {
+            records: 0,
+            bytes: KEY_BYTES_MAX - 2 * 65_535 - 1,
+        };
+        assert!(!usage.is_spent());
+        usage.count(65_535);
+        assert!(usage.is_spent());
+        usage.count(65_535);
+        assert!(usage.bytes < KEY_BYTES_MAX);
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_they_arrive() {
+        let stream = [&[0, 2, 8, 9][..], &[0, 1, 7]].concat();
+        for cut in 1..=stream.len() {
+            let mut incoming = Incoming::default();
+            let mut frames = Vec::new();
+            for mut bytes in stream.chunks(cut) {
+                while !bytes.is_empty() {
+                    let expected = Expected::Frame(1..=2);
+                    frames.extend(incoming.take(&mut bytes, &expected).unwrap());
+                }
+            }
+            assert_eq!(frames, [vec![8, 9], vec![7]]);
+        }
+    }
+
+    #[test]
+    fn a_length_out_of_range_is_refused_before_anything_is_kept_of_it() {
+        let mut incoming = Incoming::default();
+        let mut bytes = &[0, 3, 1, 2, 3][..];
+        assert_eq!(incoming.take(&mut bytes, &Expected::Frame(1..=2)), Err(3));
+        assert_eq!(bytes, [1, 2, 3]);
+    }
+}

@@ -1,0 +1,35 @@
+//! Sockets for the channel: from an [`Address`] to named streams of messages, end to end encrypted.
+//!
+//! A gateway calls [`connect`], a service [`accept`]; both get a [`Link`] and split it. The
+//! [`Driver`] moves the bytes and must be polled for anything to happen; [`Streams`] opens and
+//! accepts [`Messages`]. A service behind a relay is found through [`relay::register`].
+//!
+//! Nothing here spawns a task, and nothing is global: whoever holds the [`Driver`] decides where
+//! it runs. The session itself, with its rules, is `channel`'s; formats are those of protocol.md
+//! 2 (session), 4 (messages) and 6 (relay).
+//!
+//! # Memory
+//!
+//! A link holds at most what its peer may send unasked: 16 streams of 256 KiB, plus one message
+//! under way per stream and one record per direction. A consumer that does not take its messages
+//! stops the peer, through the windows of yamux, and no other stream.
+
+mod address;
+mod control;
+mod dial;
+mod driver;
+mod error;
+mod handshake;
+mod messages;
+mod pipe;
+mod pump;
+pub mod relay;
+mod streams;
+
+pub use address::{Address, AddressError};
+pub use dial::dial;
+pub use driver::{Driver, Link};
+pub use error::{LinkError, Stage};
+pub use handshake::{KeepStatement, PeerHello, Registry, accept, connect, connect_over};
+pub use messages::{MESSAGE_BYTES_MAX, Messages, Receiver, Sender};
+pub use streams::{StreamName, Streams};

@@ -1,0 +1,130 @@
+//! The byte stream under the multiplexer: a pump behind the traits of `futures`.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use channel::Admission;
+use futures::io::{AsyncRead, AsyncWrite};
+
+use crate::LinkError;
+use crate::pump::Pump;
+
+/// The pump as the multiplexer sees it.
+///
+/// Writes gather here until the multiplexer flushes, so that a header and its body become one
+/// record. The first failure is kept for the driver; the multiplexer gets a stand-in.
+pub(crate) struct Pipe {
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// What driver and multiplexer share. They run in one task, so the lock is never waited for.
+pub(crate) struct Shared {
+    pub(crate) pump: Pump,
+    pub(crate) failure: Option<LinkError>,
+    /// What is said to the peer when the multiplexer closes.
+    pub(crate) goodbye: Admission,
+    outbox: Vec<u8>,
+}
+
+impl Pipe {
+    pub(crate) fn new(pump: Pump) -> Self {
+        Self {
+            shared: Arc::new(Mutex::new(Shared {
+                pump,
+                failure: None,
+                goodbye: Admission::Ok,
+                outbox: Vec::new(),
+            })),
+        }
+    }
+
+    /// The driver's view.
+    pub(crate) fn share(&self) -> Arc<Mutex<Shared>> {
+        Arc::clone(&self.shared)
+    }
+}
+
+impl Shared {
+    pub(crate) fn lock(shared: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the first failure. Readers of streams see the mark before they see an end.
+    pub(crate) fn fail(&mut self, error: LinkError) {
+        self.pump.control().set_broken();
+        self.failure.get_or_insert(error);
+    }
+
+    fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        if !self.outbox.is_empty() {
+            ready!(self.pump.poll_seal(cx, &self.outbox))?;
+            // An idle link keeps no buffer.
+            self.outbox = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Turns our error into one that the multiplexer can carry.
+    fn guard<T>(&mut self, polled: Poll<Result<T, LinkError>>) -> Poll<io::Result<T>> {
+        polled.map_err(|error| {
+            self.fail(error);
+            io::Error::from(io::ErrorKind::ConnectionAborted)
+        })
+    }
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut shared = Shared::lock(&self.shared);
+        let polled = shared.pump.poll_inbox(cx, out);
+        shared.guard(polled)
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut shared = Shared::lock(&self.shared);
+        if shared.outbox.len() >= OUTBOX_BYTES_MAX {
+            let polled = shared.poll_outbox(cx);
+            ready!(shared.guard(polled))?;
+        }
+        let room = OUTBOX_BYTES_MAX.saturating_sub(shared.outbox.len());
+        let taken = bytes.get(..room).unwrap_or(bytes);
+        shared.outbox.extend_from_slice(taken);
+        Poll::Ready(Ok(taken.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shared = Shared::lock(&self.shared);
+        let polled = match shared.poll_outbox(cx) {
+            Poll::Ready(Ok(())) => shared.pump.poll_transmit(cx),
+            unfinished @ (Poll::Ready(Err(_)) | Poll::Pending) => unfinished,
+        };
+        shared.guard(polled)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shared = Shared::lock(&self.shared);
+        let polled = shared.poll_outbox(cx);
+        ready!(shared.guard(polled))?;
+        let goodbye = shared.goodbye;
+        shared.pump.session().close(goodbye);
+        let polled = shared.pump.poll_transmit(cx);
+        shared.guard(polled)
+    }
+}
+
+/// One frame of yamux, 16 KiB and its header of 12 bytes. A ping waits behind no more than this
+/// and what the kernel holds, also on a link of 20 kbit/s, where 64 KiB would take 26 of the 30 s
+/// that the peer has to answer.
+const OUTBOX_BYTES_MAX: usize = 16 * 1024 + 12;
