@@ -1,0 +1,221 @@
+//! `gatewayctl`: what a person types on the gateway.
+//!
+//! Values go to stdout, prose to stderr.
+
+mod client;
+mod screen;
+
+use std::{
+    io::{IsTerminal, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+
+use self::client::{Client, Failure};
+use crate::{
+    config::{Config, ConfigError},
+    report::{EnrollAnswer, EnrollRequest, InitAnswer, InitRequest, Status},
+};
+
+/// Looks at a gateway and sets it up
+#[derive(Parser)]
+#[command(name = "gatewayctl", version)]
+pub struct Cli {
+    /// Control socket of the daemon
+    #[arg(long, default_value = "/run/gatewayd/control.sock", global = true)]
+    socket: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show identity, links, spool and every sensor
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Show it again every second
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Show readings as they are taken, until Ctrl-C
+    Tap {
+        /// Only those of this sensor
+        #[arg(long)]
+        sensor: Option<String>,
+        /// Print one JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the gateway's identity in the TPM; one that is there stays
+    Init {
+        /// Replace an identity that is there: every service has to enrol the gateway again
+        #[arg(long)]
+        force_new: bool,
+    },
+    /// Enrol with a ticket of `gateway-cloud invite`
+    Enroll {
+        /// The ticket; `-` reads it from standard input, out of sight of the shell's history
+        ticket: String,
+        /// The `[[service]]` it is for, where that is not clear
+        #[arg(long)]
+        service: Option<String>,
+    },
+    /// Look at the configuration
+    Config {
+        /// What to do with it
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Name every mistake in the configuration
+    Validate {
+        /// Configuration file; conf.d/*.toml beside it is merged
+        #[arg(long, default_value = "/etc/gatewayd/gatewayd.toml")]
+        config: PathBuf,
+    },
+}
+
+/// Runs one command.
+pub async fn run(cli: Cli) -> ExitCode {
+    let client = Client::new(cli.socket);
+    let done = match cli.command {
+        Command::Status { json, watch } => status(&client, json, watch).await,
+        Command::Tap { sensor, json } => tap(&client, sensor, json).await,
+        Command::Init { force_new } => init(&client, force_new).await,
+        Command::Enroll { ticket, service } => enroll(&client, ticket, service).await,
+        Command::Config {
+            command: ConfigCommand::Validate { config },
+        } => validate(&config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // If even stderr is gone, the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "{failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn status(client: &Client, json: bool, watch: bool) -> Result<(), Failure> {
+    loop {
+        let status: Status = client.get("/v1/status").await?;
+        let mut out = std::io::stdout().lock();
+        if json {
+            return write_json(&mut out, &status);
+        }
+        if watch && std::io::stdout().is_terminal() {
+            write!(out, "{CLEAR_SCREEN}")?;
+        }
+        screen::status(&mut out, &status)?;
+        out.flush()?;
+        drop(out);
+        if !watch {
+            return Ok(());
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}
+
+async fn tap(client: &Client, sensor: Option<String>, json: bool) -> Result<(), Failure> {
+    // A sensor's name has no character that a query would have to escape.
+    let path = match sensor.filter(|sensor| wire::is_name(sensor)) {
+        Some(sensor) => format!("/v1/readings?sensor={sensor}"),
+        None => "/v1/readings".to_owned(),
+    };
+    let mut lines = client.lines(&path).await?;
+    while let Some(line) = lines.next().await? {
+        let mut out = std::io::stdout().lock();
+        if json {
+            writeln!(out, "{line}")?;
+        } else {
+            screen::tap(&mut out, &line)?;
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+async fn init(client: &Client, force_new: bool) -> Result<(), Failure> {
+    let answer: InitAnswer = client.post("/v1/init", &InitRequest { force_new }).await?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", screen::short(&answer.gateway))?;
+    let mut prose = std::io::stderr().lock();
+    writeln!(
+        prose,
+        "Identity made in the TPM ({}); it cannot leave it.\nNext: ask for a ticket, then: gatewayctl enroll -",
+        answer.vendor
+    )?;
+    Ok(())
+}
+
+async fn enroll(client: &Client, ticket: String, service: Option<String>) -> Result<(), Failure> {
+    let ticket = match ticket.as_str() {
+        "-" => read_ticket()?,
+        _ => ticket,
+    };
+    let request = EnrollRequest { ticket, service };
+    let answer: EnrollAnswer = client.post("/v1/enroll", &request).await?;
+    let mut prose = std::io::stderr().lock();
+    writeln!(prose, "{:<17} reached", answer.via)?;
+    writeln!(prose, "{:<17} its key matches the ticket", answer.service)?;
+    writeln!(prose, "{:<17} holds all three keys", "TPM")?;
+    writeln!(
+        prose,
+        "Enrolled as {}. {} batches taken before now are on their way.",
+        answer.name, answer.backlog_batches
+    )?;
+    Ok(())
+}
+
+/// One line from standard input; asked for only where somebody sits.
+fn read_ticket() -> Result<String, Failure> {
+    if std::io::stdin().is_terminal() {
+        write!(std::io::stderr(), "Ticket: ")?;
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        return Ok(line);
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .take(TICKET_BYTES_MAX)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn validate(path: &std::path::Path) -> Result<(), Failure> {
+    match Config::load(path) {
+        Ok(_) => {
+            writeln!(std::io::stderr(), "{}: no mistakes", path.display())?;
+            Ok(())
+        }
+        Err(ConfigError::Mistakes(mistakes)) => Err(Failure::Config(mistakes.to_string())),
+        Err(error @ ConfigError::Unreadable { .. }) => Err(Failure::Config(format!(
+            "error: cannot read the configuration: {}\nat: {}\ndo: check that the file exists and is readable",
+            crate::chain(&error),
+            path.display()
+        ))),
+    }
+}
+
+fn write_json(out: &mut impl Write, value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(std::io::Error::other)?;
+    Ok(writeln!(out, "{text}")?)
+}
+
+/// Home and clear (ECMA-48: CUP, ED).
+const CLEAR_SCREEN: &str = "\u{1b}[H\u{1b}[2J";
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A ticket with four addresses has less than 1 KiB.
+const TICKET_BYTES_MAX: u64 = 16 * 1024;

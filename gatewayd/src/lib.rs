@@ -1,0 +1,41 @@
+//! The gateway daemon and its command line.
+//!
+//! One reading's way: a driver says [`drivers::Event`], [`collect`] gives it time and number,
+//! [`sealer`] seals it and puts it into the spool, [`uplink`] delivers it and lets the spool forget
+//! it when the service has committed it. `main.rs` puts these together.
+
+pub mod backoff;
+pub mod board;
+pub mod clock;
+pub mod collect;
+pub mod config;
+pub mod control;
+pub mod ctl;
+pub mod daemon;
+pub mod enroll;
+pub mod enrolment;
+pub mod identity;
+pub mod report;
+pub mod sealer;
+pub mod service;
+pub mod signer;
+pub mod tasks;
+pub mod uplink;
+mod upload;
+pub mod watchdog;
+
+/// An error and its causes in one line, without saying the same twice.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
+}
