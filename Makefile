@@ -23,6 +23,7 @@ lint: setup ## format, clippy, documentation, and that the house stands as drawn
 	cargo xtask
 
 unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
+	cargo build --locked --workspace --all-features --bins
 	cargo test --locked --workspace --all-features
 
 deny: setup ## licences, banned crates and sources of everything linked (installs cargo-deny)
