@@ -1,0 +1,44 @@
+//! The TPM 2.0: the gateway's keys, which never leave it.
+//!
+//! [`Hsm`] is an async handle; a thread of its own owns the connection to the TPM. Three keys live
+//! under the TPM's storage root key: **identity** signs, **channel** agrees on secrets,
+//! **attestation** vouches for the other two. All are made in the TPM and fixed to it. On disk are
+//! only blobs that no other TPM loads (TSS2 PEM files, which OpenSSL's `tpm2` provider and
+//! tpm2-tools read) and `manifest.json`, which pins the Names of the keys and of their parent.
+//!
+//! # The bus is not trusted
+//!
+//! Between this process and the TPM chip run wires. Every command that carries a secret or makes
+//! or uses a key runs in a session *salted* to the storage root key, with its parameters encrypted
+//! and its response authenticated; and no session is started before that key's Name equals the
+//! pinned one. (An unsalted session encrypts with a key that whoever watches the bus can compute.)
+//! The pin is set at the first provisioning: who controls the bus at that moment, controls the pin.
+//!
+//! An answer that does not authenticate is [`HsmError::Tampered`]; the connection is then thrown
+//! away and the next call makes a new one. [`Health`] counts both.
+//!
+//! # Logs of the C library
+//!
+//! tpm2-tss writes its own log to standard error. Set `TSS2_LOG=all+none` in the environment of
+//! the process (the service's unit does) to silence it: everything it says arrives here as an
+//! [`HsmError`] too.
+
+mod config;
+mod connection;
+mod endorsement;
+mod engine;
+mod error;
+mod files;
+mod handle;
+mod owner;
+mod properties;
+mod response;
+#[cfg(feature = "swtpm")]
+pub mod swtpm;
+mod templates;
+mod tss2_key;
+
+pub use config::{HsmConfig, Tpm, TpmAddressError};
+pub use error::{HsmError, KeyFileError, ParentFault};
+pub use handle::{CertifyKey, Health, Hsm, Public, TpmState};
+pub use response::{Operation, Refusal};

@@ -1,0 +1,253 @@
+//! A private software TPM, for tests.
+//!
+//! [`Swtpm`] runs the `swtpm` program on Unix sockets in a folder of its own. This process owns the
+//! two TCP ports that [`Tpm::Swtpm`] needs and carries frames between them, so
+//! no two fixtures meet on a port, and everything passes through the [`Bus`], which can listen,
+//! alter, delay and cut like somebody with a probe on the wires.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use hsm::{Hsm, HsmConfig, swtpm::Swtpm};
+//!
+//! let tpm = Swtpm::start()?;
+//! let hsm = Hsm::start(HsmConfig {
+//!     tpm: tpm.tpm(),
+//!     keys: tpm.folder().join("keys"),
+//!     timeout: Duration::from_secs(10),
+//! });
+//! let public = hsm.provision(false).await?;
+//! # Ok(()) }
+//! ```
+
+mod bus;
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use bus::{Bus, Direction, Frame};
+
+use crate::config::Tpm;
+use bus::Bridge;
+
+/// A running software TPM; dropping it ends the process and removes the folder it made.
+pub struct Swtpm {
+    process: Option<Child>,
+    folder: Folder,
+    port: u16,
+    bridge: Bridge,
+}
+
+impl Swtpm {
+    /// Starts a new TPM with state in a temporary folder.
+    ///
+    /// # Errors
+    ///
+    /// If `swtpm` is not installed or does not come up, or if no two adjacent ports are free.
+    pub fn start() -> io::Result<Self> {
+        Self::start_with(Folder::temporary()?)
+    }
+
+    /// Starts a TPM with its state in `folder`, which must exist and stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`Swtpm::start`]; also if another process uses the state, or if the path of the folder is
+    /// longer than Unix sockets allow (about 90 bytes).
+    pub fn start_in(folder: &Path) -> io::Result<Self> {
+        Self::start_with(Folder {
+            path: folder.to_owned(),
+            temporary: false,
+        })
+    }
+
+    fn start_with(folder: Folder) -> io::Result<Self> {
+        let (data, control, port) = adjacent_ports()?;
+        let bridge = Bridge::start(
+            (data, folder.path.join(DATA_SOCKET)),
+            (control, folder.path.join(CONTROL_SOCKET)),
+        )?;
+        let mut tpm = Self {
+            process: None,
+            folder,
+            port,
+            bridge,
+        };
+        tpm.restart()?;
+        Ok(tpm)
+    }
+
+    /// The address of this TPM.
+    #[must_use]
+    pub fn tpm(&self) -> Tpm {
+        Tpm::Swtpm {
+            host: LOOPBACK.to_owned(),
+            port: self.port,
+        }
+    }
+
+    /// The address as tpm2-tools want it in `TPM2TOOLS_TCTI`.
+    #[must_use]
+    pub fn tcti(&self) -> String {
+        format!("swtpm:host={LOOPBACK},port={}", self.port)
+    }
+
+    /// The folder of its state, where a test may put files of its own.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder.path
+    }
+
+    /// The wires between TPM and processor.
+    #[must_use]
+    pub fn bus(&self) -> &Bus {
+        self.bridge.bus()
+    }
+
+    /// Cuts the power: the process ends at once, without an orderly shutdown. What the TPM keeps
+    /// in its memory is lost, what it keeps in NV stays.
+    ///
+    /// # Errors
+    ///
+    /// If the process cannot be ended.
+    pub fn kill(&mut self) -> io::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill()?;
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Switches the power on (again), with the state that is in the folder and at the same address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Swtpm::start`].
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.kill()?;
+        let control = self.folder.path.join(CONTROL_SOCKET);
+        for socket in [&self.folder.path.join(DATA_SOCKET), &control] {
+            match fs::remove_file(socket) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Err(_) | Ok(()) => {}
+            }
+        }
+        let process = self.process.insert(spawn(&self.folder.path)?);
+
+        let give_up = Instant::now() + START_TIME_MAX;
+        while UnixStream::connect(&control).is_err() {
+            if let Some(status) = process.try_wait()? {
+                return Err(io::Error::other(format!("swtpm ended at once: {status}")));
+            }
+            if give_up < Instant::now() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("swtpm did not answer within {START_TIME_MAX:?}"),
+                ));
+            }
+            // It says nowhere that it is ready.
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        // The folder goes after this; nobody is left to hear of a failure.
+        let _ = self.kill();
+    }
+}
+
+fn spawn(folder: &Path) -> io::Result<Child> {
+    let unix = |socket| format!("type=unixio,path={}", folder.join(socket).display());
+    Command::new("swtpm")
+        .args(["socket", "--tpm2", "--flags", "startup-clear"])
+        .args(["--tpmstate", &format!("dir={}", folder.display())])
+        .args(["--server", &unix(DATA_SOCKET)])
+        .args(["--ctrl", &unix(CONTROL_SOCKET)])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                io::Error::new(error.kind(), "swtpm is not installed: apt install swtpm")
+            } else {
+                error
+            }
+        })
+}
+
+/// Takes two ports, the second one above the first, as the addresses of software TPMs want it.
+fn adjacent_ports() -> io::Result<(TcpListener, TcpListener, u16)> {
+    for _ in 0..PORT_TRIES_MAX {
+        let data = TcpListener::bind((LOOPBACK, 0))?;
+        let port = data.local_addr()?.port();
+        let Some(above) = port.checked_add(1) else {
+            continue;
+        };
+        if let Ok(control) = TcpListener::bind((LOOPBACK, above)) {
+            return Ok((data, control, port));
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        "no two adjacent ports are free",
+    ))
+}
+
+/// The folder of the state.
+struct Folder {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Folder {
+    fn temporary() -> io::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("swtpm-{}-{number}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            match DirBuilder::new().mode(0o700).create(&path) {
+                // Left by another process that once had our id.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    return Ok(Self {
+                        path,
+                        temporary: true,
+                    });
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.temporary {
+            // It is in the folder for temporary files, so what stays is cleaned up some day.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+const LOOPBACK: &str = "127.0.0.1";
+const DATA_SOCKET: &str = "data.sock";
+const CONTROL_SOCKET: &str = "control.sock";
+
+/// It takes 15 ms, and a second on a machine that does much else.
+const START_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// One of two neighbours is taken rarely, so many failures mean something else.
+const PORT_TRIES_MAX: u32 = 100;

@@ -1,0 +1,299 @@
+//! A TPM that is absent, slow, silent, reset, replaced or without power.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test reports by panicking"
+)]
+
+mod support;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hsm::swtpm::Swtpm;
+use hsm::{Hsm, HsmConfig, HsmError, Tpm};
+use support::{at_rest, command, digest, hsm, hsm_with, keys, point, secret_key, tool};
+
+#[tokio::test]
+async fn power_cuts_after_use_never_count_towards_lockout() {
+    let mut tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    let public = handle.provision(false).await.unwrap();
+
+    // swtpm locks after three failures.
+    for round in 1..=5 {
+        handle.sign(digest(round)).await.unwrap();
+        handle.ecdh(point(&secret_key(round))).await.unwrap();
+        tpm.kill().unwrap();
+        tpm.restart().unwrap();
+
+        let health = hsm(&tpm).health().await;
+        assert_eq!((health.lockout_count, health.lockout_max), (0, 3));
+        assert_eq!(health.state.to_string(), "ok");
+    }
+
+    assert_eq!(hsm(&tpm).load().await.unwrap(), public);
+    handle.sign(digest(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tpm_in_lockout_still_serves_the_gateway_and_says_so() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    // Another program's key, without exemption, used with wrong passwords.
+    tool(&tpm, "tpm2_createprimary -C o -G ecc -p right -c other.ctx");
+    tool(&tpm, "tpm2_flushcontext -t");
+    std::fs::write(tpm.folder().join("digest.bin"), digest(0)).unwrap();
+    for _ in 0..3 {
+        let guess = std::process::Command::new("tpm2_create")
+            .args(["-C", "other.ctx", "-P", "wrong", "-u", "a", "-r", "b"])
+            .current_dir(tpm.folder())
+            .env("TPM2TOOLS_TCTI", tpm.tcti())
+            .output()
+            .unwrap();
+        assert!(!guess.status.success());
+        tool(&tpm, "tpm2_flushcontext -t");
+    }
+
+    let health = handle.health().await;
+    assert_eq!(health.state.to_string(), "locked_out");
+    assert_eq!(health.lockout_count, 3);
+    handle.sign(digest(0)).await.unwrap();
+    handle.ecdh(point(&secret_key(1))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tpm_that_is_not_there_is_named_with_advice() {
+    let unbound = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = unbound.local_addr().unwrap().port();
+    drop(unbound);
+    for (tpm, advice) in [
+        (Tpm::Device(PathBuf::from("/dev/no-such-tpm")), "dtoverlay"),
+        (
+            Tpm::Swtpm {
+                host: "127.0.0.1".to_owned(),
+                port,
+            },
+            "start swtpm",
+        ),
+    ] {
+        let keys = std::env::temp_dir().join("no-such-folder-of-keys");
+        let handle = Hsm::start(HsmConfig {
+            tpm: tpm.clone(),
+            keys: keys.clone(),
+            timeout: Duration::from_secs(30),
+        });
+
+        let error = handle.provision(false).await.unwrap_err();
+
+        assert!(matches!(&error, HsmError::NoDevice { tpm: named } if *named == tpm));
+        assert_eq!(error.to_string(), format!("there is no TPM at {tpm}"));
+        assert!(error.advice().contains(advice), "{}", error.advice());
+        let health = handle.health().await;
+        assert_eq!(health.state.to_string(), "absent");
+        assert!(matches!(health.problem, Some(HsmError::NoDevice { .. })));
+        assert!(!keys.exists());
+    }
+}
+
+#[tokio::test]
+async fn keys_of_another_tpm_are_recognised_and_can_be_replaced() {
+    let old = Swtpm::start().unwrap();
+    let before = hsm(&old).provision(false).await.unwrap();
+    let new = Swtpm::start().unwrap();
+    copy_keys(&old, &new);
+
+    let handle = hsm(&new);
+    for error in [
+        handle.load().await.map(drop).unwrap_err(),
+        handle.provision(false).await.map(drop).unwrap_err(),
+        handle.sign(digest(0)).await.map(drop).unwrap_err(),
+    ] {
+        assert!(matches!(error, HsmError::KeyNotOfThisTpm), "{error}");
+        assert!(error.advice().contains("--force-new"));
+    }
+    assert_eq!(handle.health().await.state.to_string(), "replaced");
+
+    let after = handle.provision(true).await.unwrap();
+    assert_ne!(after.identity, before.identity);
+    assert_eq!(handle.health().await.state.to_string(), "ok");
+}
+
+#[tokio::test]
+async fn a_key_of_another_tpm_under_a_right_manifest_is_recognised() {
+    let (old, new) = (Swtpm::start().unwrap(), Swtpm::start().unwrap());
+    hsm(&old).provision(false).await.unwrap();
+    hsm(&new).provision(false).await.unwrap();
+    // As if somebody had edited the pin: only the TPM itself can tell.
+    let manifest = |tpm: &Swtpm| {
+        let text = std::fs::read(keys(tpm).join("manifest.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()
+    };
+    let mut forged = manifest(&old);
+    forged["parent"] = manifest(&new)["parent"].clone();
+    copy_keys(&old, &new);
+    std::fs::write(keys(&new).join("manifest.json"), forged.to_string()).unwrap();
+
+    let error = hsm(&new).load().await.unwrap_err();
+
+    assert!(matches!(error, HsmError::KeyNotOfThisTpm), "{error}");
+}
+
+#[tokio::test]
+async fn a_cleared_tpm_is_recognised() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    tool(&tpm, "tpm2_clear -c p");
+
+    let error = hsm(&tpm).load().await.unwrap_err();
+
+    assert!(matches!(error, HsmError::KeyNotOfThisTpm), "{error}");
+}
+
+#[tokio::test]
+async fn a_late_answer_within_the_limit_is_as_good_as_any() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+
+    // As the slowest chips: facts of a key agreement at 0.2 s.
+    tpm.bus().delay_answers(Duration::from_millis(200));
+    let started = Instant::now();
+    handle.ecdh(point(&secret_key(1))).await.unwrap();
+
+    assert!(Duration::from_millis(400) < started.elapsed());
+    assert_eq!(handle.health().await.reconnects, 0);
+}
+
+#[tokio::test]
+async fn a_tpm_that_never_answers_costs_the_limit_and_heals() {
+    let limit = Duration::from_millis(1500);
+    let tpm = Swtpm::start().unwrap();
+    hsm(&tpm).provision(false).await.unwrap();
+    let handle = hsm_with(&tpm, limit);
+    recovers(&handle).await;
+
+    for round in 1..=3 {
+        tpm.bus().stop_answering();
+        let started = Instant::now();
+        let error = handle.sign(digest(round)).await.unwrap_err();
+        assert!(matches!(error, HsmError::Timeout { after } if after == limit));
+        assert!(limit <= started.elapsed() && started.elapsed() < limit * 3);
+        assert_eq!(handle.health().await.state.to_string(), "busy");
+
+        tpm.bus().answer_again();
+        recovers(&handle).await;
+    }
+    assert!(0 < handle.health().await.reconnects);
+}
+
+#[tokio::test]
+async fn calls_that_wait_behind_a_silent_tpm_are_bounded() {
+    let tpm = Swtpm::start().unwrap();
+    hsm(&tpm).provision(false).await.unwrap();
+    let handle = hsm_with(&tpm, Duration::from_secs(1));
+    recovers(&handle).await;
+    tpm.bus().stop_answering();
+
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let handle = handle.clone();
+        calls.spawn(async move { handle.sign(digest(number)).await.unwrap_err() });
+    }
+    let errors = calls.join_all().await;
+
+    let busy = |error: &&HsmError| matches!(error, HsmError::Busy);
+    let late = |error: &&HsmError| matches!(error, HsmError::Timeout { .. });
+    assert!(60 < errors.iter().filter(busy).count());
+    assert!(30 < errors.iter().filter(late).count());
+    tpm.bus().answer_again();
+    recovers(&handle).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_an_error_and_the_next_call_works() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+
+    // More often than the TPM has slots for sessions that are never ended.
+    for round in 1..=5 {
+        at_rest(&tpm);
+        tpm.bus().cut_answers(1);
+        let error = handle.health().await.problem.unwrap();
+        assert!(matches!(error, HsmError::Transport), "{error}");
+        handle.sign(digest(round)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reset_under_way_heals_unnoticed_and_is_counted() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    handle.sign(digest(0)).await.unwrap();
+    let control = tpm.folder().join("control.sock");
+    tool(
+        &tpm,
+        &format!("swtpm_ioctl --unix {} -i", control.display()),
+    );
+
+    handle.sign(digest(1)).await.unwrap();
+
+    assert!(0 < handle.health().await.resets);
+}
+
+#[tokio::test]
+async fn a_tpm_that_asks_for_patience_gets_it() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    // More refusals (TPM_RC_NV_RATE) than the library's own patience.
+    let mut left = 8;
+    tpm.bus().alter_answers(move |code, answer| {
+        if code == command::SIGN && 0 < left {
+            left -= 1;
+            *answer = [&[0x80, 0x01, 0, 0, 0, 10][..], &[0, 0, 0x09, 0x20]].concat();
+        }
+    });
+
+    handle.sign(digest(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_left_in_the_tpm_while_nobody_works() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    handle.sign(digest(1)).await.unwrap();
+    handle.ecdh(point(&secret_key(1))).await.unwrap();
+    let health = handle.health().await;
+    assert_eq!((health.failures, health.operations), (0, 4));
+
+    at_rest(&tpm);
+}
+
+/// Calls until the TPM serves: on a busy machine a short limit passes now and then, and calls that
+/// nobody waits for any more may be before us.
+async fn recovers(handle: &Hsm) {
+    let give_up = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = handle.sign(digest(0)).await {
+        assert!(Instant::now() < give_up, "{error}");
+        tokio::task::yield_now().await;
+    }
+}
+
+fn copy_keys(from: &Swtpm, to: &Swtpm) {
+    std::fs::create_dir_all(keys(to)).unwrap();
+    for entry in keys(from).read_dir().unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), keys(to).join(entry.file_name())).unwrap();
+    }
+}

@@ -1,0 +1,146 @@
+//! What the tests share: a handle on a software TPM, and tpm2-tools on the same one.
+
+#![allow(dead_code, reason = "no test uses all of it")]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hsm::swtpm::Swtpm;
+use hsm::{Hsm, HsmConfig};
+use p256::SecretKey;
+use sha2::{Digest, Sha256};
+
+/// A handle on `tpm`; its keys are in the TPM's folder, so every handle has the same.
+pub(crate) fn hsm(tpm: &Swtpm) -> Hsm {
+    hsm_with(tpm, TIMEOUT)
+}
+
+pub(crate) fn hsm_with(tpm: &Swtpm, timeout: Duration) -> Hsm {
+    Hsm::start(HsmConfig {
+        tpm: tpm.tpm(),
+        keys: keys(tpm),
+        timeout,
+    })
+}
+
+pub(crate) fn keys(tpm: &Swtpm) -> PathBuf {
+    tpm.folder().join("keys")
+}
+
+/// Runs one of tpm2-tools in the TPM's folder and returns what it printed.
+pub(crate) fn tool(tpm: &Swtpm, line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let program = words.next().unwrap();
+    let output = Command::new(program)
+        .args(words)
+        .current_dir(tpm.folder())
+        .env("TPM2TOOLS_TCTI", tpm.tcti())
+        .env("TSS2_LOG", "all+none")
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; apt install tpm2-tools"));
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub(crate) fn file(tpm: &Swtpm, name: &str) -> Vec<u8> {
+    std::fs::read(tpm.folder().join(name)).unwrap()
+}
+
+/// A key that is the same in every run.
+pub(crate) fn secret_key(number: u32) -> SecretKey {
+    SecretKey::from_slice(&digest(number)).unwrap()
+}
+
+pub(crate) fn digest(number: u32) -> [u8; 32] {
+    Sha256::digest(number.to_be_bytes()).into()
+}
+
+/// `04‖X‖Y`.
+pub(crate) fn point(key: &SecretKey) -> [u8; 65] {
+    key.public_key()
+        .to_sec1_bytes()
+        .as_ref()
+        .try_into()
+        .unwrap()
+}
+
+/// TPM command codes (TPM 2.0 Part 2, 6.5.2).
+pub(crate) mod command {
+    pub(crate) const CREATE_PRIMARY: u32 = 0x131;
+    pub(crate) const SIGN: u32 = 0x15D;
+    pub(crate) const ECDH_ZGEN: u32 = 0x154;
+    pub(crate) const LOAD: u32 = 0x157;
+    pub(crate) const READ_PUBLIC: u32 = 0x173;
+    pub(crate) const START_AUTH_SESSION: u32 = 0x176;
+}
+
+/// Many times what an operation takes, also on a machine that does much else.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Waits until the handle has ended its burst of work, which it does after it has answered: the TPM
+/// has no slots for it and the tools at once.
+pub(crate) fn at_rest(tpm: &Swtpm) {
+    let left = || {
+        ["handles-transient", "handles-loaded-session"]
+            .map(|kind| tool(tpm, &format!("tpm2_getcap {kind}")))
+            .concat()
+    };
+    let give_up = Instant::now() + TIMEOUT;
+    while !left().is_empty() {
+        assert!(Instant::now() < give_up, "{}", left());
+    }
+}
+
+/// Takes a key file apart with OpenSSL and loads it with tpm2-tools; leaves `KEY.ctx` and
+/// `KEY.name` in the TPM's folder.
+pub(crate) fn load_key(tpm: &Swtpm, key: &str) {
+    let parse = format!("openssl asn1parse -in keys/{key}.pem");
+    let printed = tool(tpm, &parse);
+    let offsets: Vec<_> = printed
+        .lines()
+        .filter(|line| line.contains("OCTET STRING"))
+        .map(|line| line.split(':').next().unwrap().trim())
+        .collect();
+    assert_eq!(offsets.len(), 2, "{printed}");
+    for (part, offset) in ["pub", "priv"].iter().zip(offsets) {
+        tool(
+            tpm,
+            &format!("{parse} -strparse {offset} -noout -out {key}.{part}"),
+        );
+    }
+    tool(
+        tpm,
+        &format!("tpm2_load -C 0x81000001 -u {key}.pub -r {key}.priv -c {key}.ctx -n {key}.name"),
+    );
+    // Without a resource manager the tools leave in the TPM what they saved.
+    tool(tpm, "tpm2_flushcontext -t");
+}
+
+/// Makes a credential for `key` with tpm2-tools, and leaves the contexts of it and of the
+/// endorsement key in the TPM's folder.
+pub(crate) fn make_credential(tpm: &Swtpm, key: &str, secret: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    tool(tpm, "tpm2_createek -G ecc -c ek.ctx -u ek.pub");
+    tool(tpm, "tpm2_flushcontext -t");
+    load_key(tpm, key);
+    std::fs::write(tpm.folder().join("secret.bin"), secret).unwrap();
+    let name = hex::encode(file(tpm, &format!("{key}.name")));
+    tool(
+        tpm,
+        &format!("tpm2_makecredential -u ek.pub -s secret.bin -n {name} -o credential.bin"),
+    );
+    // Magic and version, 8 bytes, then TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET.
+    let blob = file(tpm, "credential.bin");
+    let sized = |start: usize| {
+        let size = usize::from(u16::from_be_bytes([blob[start], blob[start + 1]]));
+        start + 2..start + 2 + size
+    };
+    let credential = sized(8);
+    let encrypted = sized(credential.end);
+    assert_eq!(encrypted.end, blob.len());
+    (blob[credential].to_vec(), blob[encrypted].to_vec())
+}
