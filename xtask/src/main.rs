@@ -3,6 +3,7 @@
 
 mod floors;
 mod source;
+mod threats;
 
 use std::{io::Write, path::Path, process::ExitCode};
 
@@ -14,13 +15,17 @@ fn main() -> anyhow::Result<ExitCode> {
         .context("the crate has no parent folder")?;
     let mut breaches = floors::check(root)?;
     breaches.extend(source::check(root)?);
+    breaches.extend(threats::check(root)?);
 
     let mut out = std::io::stdout().lock();
     for breach in &breaches {
         writeln!(out, "{breach}")?;
     }
     if breaches.is_empty() {
-        writeln!(out, "xtask: floors, purity, unsafe and spawns are as drawn")?;
+        writeln!(
+            out,
+            "xtask: floors, purity, unsafe, spawns and threat model are as drawn"
+        )?;
         Ok(ExitCode::SUCCESS)
     } else {
         writeln!(out, "xtask: {} breaches", breaches.len())?;

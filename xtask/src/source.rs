@@ -69,7 +69,7 @@ fn read(shown: &str, text: &str, pure: bool) -> Vec<String> {
 }
 
 /// Calls `each` with every Rust file below `folder`.
-fn visit(folder: &Path, each: &mut impl FnMut(&Path, &str)) -> anyhow::Result<()> {
+pub(crate) fn visit(folder: &Path, each: &mut impl FnMut(&Path, &str)) -> anyhow::Result<()> {
     let entries =
         fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     for entry in entries {
