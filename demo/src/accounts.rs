@@ -83,6 +83,16 @@ impl Accounts {
     }
 }
 
+/// How many readings a gateway has put on its disk, as its spool itself counts.
+///
+/// # Errors
+///
+/// If there is no spool.
+pub fn stored_readings(spool: &Path) -> anyhow::Result<u64> {
+    let sum = "SELECT sum(appended_readings) FROM lanes";
+    Ok(Connection::open(spool)?.query_row(sum, [], |row| row.get(0))?)
+}
+
 /// Opens a service's database to look only.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use hsm::swtpm::Swtpm;
 use serde_json::Value;
 use tokio::process::Command;
@@ -56,6 +56,11 @@ impl Site {
             std::fs::create_dir_all(folder.join(part))?;
         }
         let folder = folder.canonicalize()?;
+        ensure!(
+            folder.as_os_str().len() <= FOLDER_BYTES_MAX,
+            "{} is too long a path for Unix sockets; move the checkout to a shorter one",
+            folder.display()
+        );
         let tpm = Swtpm::start_in(&folder.join("tpm")).context("cannot start the TPM")?;
         let relay_port = free_port()?;
         let wiretap = Wiretap::start(relay_port, folder.join("relayed.bin")).await?;
@@ -338,6 +343,9 @@ pub fn number(json: &Value, pointer: &str) -> u64 {
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
+
+/// `sun_path` has 108 bytes (unix(7)); the longest name of ours below the folder has 21.
+const FOLDER_BYTES_MAX: usize = 86;
 
 /// Python needs seconds on a busy machine.
 const START_TIME_MAX: Duration = Duration::from_secs(30);

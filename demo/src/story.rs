@@ -7,7 +7,7 @@ use std::{
 };
 
 use demo::{
-    accounts::Accounts,
+    accounts::{Accounts, stored_readings},
     process::{success, until},
     secrecy::{Found, Needles, files_below},
     site::{Site, number},
@@ -51,9 +51,12 @@ pub(crate) async fn tell(folder: &Path) -> anyhow::Result<bool> {
     }
     // As the thief of the board would find it, write-ahead log included.
     site.keep_spool("spool-at-kill")?;
-    let killed = Instant::now();
+    // A copy to open: whoever opens a spool tidies its log away.
+    site.keep_spool("books-at-kill")?;
+    let stored = stored_readings(&site.path("books-at-kill/spool.db"))?;
+    let started = Instant::now();
     site.start_gateway().await?;
-    let recording = recording_again(&site, killed).await?;
+    let recording = recording_again(&site, stored, started).await?;
     let same_identity = identity(&site).await? == before;
     table::watch(&arrived, WATCH_TIME).await?;
 
@@ -83,7 +86,7 @@ pub(crate) async fn tell(folder: &Path) -> anyhow::Result<bool> {
 /// What the faults did.
 struct Faults {
     same_identity: bool,
-    /// From the kill until the first new reading was on the disk.
+    /// From the start until the first new reading was on the disk.
     recording: Duration,
 }
 
@@ -124,14 +127,13 @@ async fn identity(site: &Site) -> anyhow::Result<Value> {
         .unwrap_or_default())
 }
 
-/// Waits until the restarted gateway has put a reading on its disk.
-async fn recording_again(site: &Site, killed: Instant) -> anyhow::Result<Duration> {
-    let stored = number(&site.status().await?, "/spool/stored_readings");
+/// Waits until the restarted gateway has put a reading on its disk, beyond those `stored` before.
+async fn recording_again(site: &Site, stored: u64, started: Instant) -> anyhow::Result<Duration> {
     until("a reading after the start", ARRIVAL_TIME_MAX, || async {
         Ok(stored < number(&site.status().await?, "/spool/stored_readings"))
     })
     .await?;
-    Ok(killed.elapsed())
+    Ok(started.elapsed())
 }
 
 /// Prints the summary and whether it holds.
