@@ -8,14 +8,16 @@
 mod story;
 mod table;
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{future::pending, io::Write, path::Path, process::ExitCode};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("run");
     let told = tokio::select! {
         told = story::tell(&folder) => told,
-        _ = tokio::signal::ctrl_c() => {
+        () = asked_to_stop() => {
             // Dropping the story ends every process of it.
             let _ = writeln!(std::io::stderr(), "demo: stopped");
             return ExitCode::from(130);
@@ -32,5 +34,20 @@ async fn main() -> ExitCode {
             );
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Ctrl-C, a closed terminal, or SIGTERM.
+async fn asked_to_stop() {
+    let asked = |kind| async move {
+        match signal(kind) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => pending().await,
+        }
+    };
+    tokio::select! {
+        () = asked(SignalKind::interrupt()) => {}
+        () = asked(SignalKind::hangup()) => {}
+        () = asked(SignalKind::terminate()) => {}
     }
 }

@@ -28,6 +28,8 @@ pub struct Site {
     /// What stands before the relay and records.
     pub wiretap: Wiretap,
     relay_port: u16,
+    /// Where the service listens itself.
+    pub direct_port: u16,
     /// The relay.
     pub relay: Option<Process>,
     /// The service.
@@ -69,6 +71,7 @@ impl Site {
             tpm,
             wiretap,
             relay_port,
+            direct_port: free_port()?,
             relay: None,
             service: None,
             gateway: None,

@@ -208,10 +208,10 @@ async fn look_around(site: &Site) -> anyhow::Result<()> {
     )?;
     say(&shown)?;
     say(&format!(
-        "running until Ctrl-C; look around:\n  gatewayctl --socket {} status --watch\n  sqlite3 {} 'SELECT * FROM readings ORDER BY time_ms DESC LIMIT 10'\n  logs: {}/*.log",
+        "running until Ctrl-C; look around:\n  gatewayctl --socket {} status --watch\n  sqlite3 {} 'SELECT * FROM readings ORDER BY time_ms DESC LIMIT 10'\n  logs: {}",
         site.socket().display(),
         site.readings().display(),
-        site.path("").display()
+        site.path("*.log").display()
     ))?;
     std::future::pending().await
 }

@@ -189,6 +189,36 @@ async fn a_gateway_that_the_service_does_not_know_keeps_its_readings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_with_other_keys_than_the_pinned_ones_gets_nothing() {
+    let mut site = Fixture::running().await;
+    site.enrol("greenhouse-7").await.unwrap();
+    site.delivered(LONG).await.unwrap();
+    site.gateway.take().unwrap().stop().await.unwrap();
+    site.service.take().unwrap().stop().await.unwrap();
+    fs::remove_dir_all(site.path("cloud/keys")).unwrap();
+    let rows_before = site.rows();
+    site.start_service().await.unwrap();
+    let service = format!(
+        "[[service]]\nname = \"cloud\"\naddresses = [\"tcp://127.0.0.1:{}\"]\n",
+        site.direct_port
+    );
+    site.write_gateway_config(&(service + &site.modbus_sensors()))
+        .unwrap();
+    site.start_gateway().await.unwrap();
+
+    let service = site.uplink("waiting").await;
+
+    assert_eq!(
+        service["problem"],
+        "the other side ended the connection without a word"
+    );
+    let advice = service["do"].as_str().unwrap();
+    assert!(advice.contains("is the one pinned"), "{advice}");
+    site.stored_more(5).await;
+    assert_eq!(site.rows(), rows_before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_closes_or_floods_costs_nothing_but_time() {
     for flood in [false, true] {
         let mut site = Fixture::running().await;

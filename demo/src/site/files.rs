@@ -15,7 +15,7 @@ impl Site {
             anyhow::bail!("the TPM has no address");
         };
         let text = format!(
-            "name = \"demo\"\n[tpm]\ndevice = \"swtpm:{host}:{port}\"\n\
+            "name = \"greenhouse-7\"\n[tpm]\ndevice = \"swtpm:{host}:{port}\"\n\
              [spool]\nmax_size = \"16MiB\"\nmin_free = \"0MiB\"\n{sensors}"
         );
         fs::write(self.path("gateway/gatewayd.toml"), text)?;
@@ -77,9 +77,9 @@ class = "bulk"
 
     /// Relay and service; everybody knows the relay by the wiretap's address.
     pub(super) fn write_cloud_config(&self) -> anyhow::Result<()> {
-        let (relay, tap) = (self.relay_port, self.wiretap.port);
+        let (relay, direct, tap) = (self.relay_port, self.direct_port, self.wiretap.port);
         let text = format!(
-            "listen = \"none\"\nrelays = [\"relay://127.0.0.1:{tap}\"]\n\
+            "listen = \"127.0.0.1:{direct}\"\nrelays = [\"relay://127.0.0.1:{tap}\"]\n\
              [relay]\nlisten = \"127.0.0.1:{relay}\"\nnames = [\"127.0.0.1:{tap}\"]\n"
         );
         fs::write(self.path("cloud/gateway-cloud.toml"), text)?;
