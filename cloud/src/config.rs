@@ -1,0 +1,282 @@
+//! `/etc/gateway-cloud/gateway-cloud.toml`: read once at start. An empty or missing file is valid.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use link::Address;
+use serde::Deserialize;
+
+/// Settings that have been checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where `serve` listens for gateways; `None`: only relays lead to it.
+    pub listen: Option<SocketAddr>,
+    /// Relays at which `serve` registers.
+    pub relays: Vec<Address>,
+    /// Addresses in tickets.
+    pub advertise: Vec<String>,
+    /// Sessions at once.
+    pub sessions_max: usize,
+    /// The file that readings go to; `None`: `readings.db` in the state folder.
+    pub readings: Option<PathBuf>,
+    /// How long a ticket is good for.
+    pub ticket_ttl: Duration,
+    /// `gateway-cloud relay`.
+    pub relay: RelaySettings,
+}
+
+/// Settings of the relay.
+#[derive(Clone, Debug)]
+pub struct RelaySettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The `host:port` names by which services dial it; empty: the address it listens on.
+    pub names: Vec<String>,
+    /// Gateways connected at a time.
+    pub max_clients: usize,
+}
+
+impl Config {
+    /// Reads and checks the file; a missing one means the defaults.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or says something that is not understood, with file and line.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {shown}")),
+        };
+        let raw: RawConfig = toml::from_str(&text).with_context(|| format!("in {shown}"))?;
+        raw.check().with_context(|| format!("in {shown}"))
+    }
+}
+
+/// The file, as a person wrote it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default = "default_listen")]
+    listen: String,
+    #[serde(default)]
+    relays: Vec<String>,
+    #[serde(default)]
+    advertise: Vec<String>,
+    #[serde(default = "default_max_sessions")]
+    max_sessions: usize,
+    #[serde(default)]
+    sink: Vec<RawSink>,
+    #[serde(default)]
+    attestation: RawAttestation,
+    #[serde(default)]
+    relay: RawRelay,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSink {
+    name: String,
+    r#type: String,
+    url: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAttestation {
+    ticket_ttl: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRelay {
+    listen: Option<String>,
+    #[serde(default)]
+    names: Vec<String>,
+    admit: Option<String>,
+    max_clients: Option<usize>,
+}
+
+impl RawConfig {
+    fn check(self) -> anyhow::Result<Config> {
+        let relays = self.relays.iter().map(|relay| match relay.parse() {
+            Ok(address @ Address::Relay { .. }) => Ok(address),
+            Ok(Address::Tcp { .. }) => bail!("relays: {relay:?} does not begin with relay://"),
+            Err(error) => {
+                Err(anyhow::Error::new(error)).with_context(|| format!("relays: {relay:?}"))
+            }
+        });
+        let relays = relays.collect::<anyhow::Result<Vec<_>>>()?;
+        for url in &self.advertise {
+            let parsed = url.parse::<Address>();
+            parsed.with_context(|| format!("advertise: {url:?}"))?;
+        }
+        ensure!(
+            (1..=1_000_000).contains(&self.max_sessions),
+            "max_sessions: {} is not 1 to 1000000",
+            self.max_sessions
+        );
+        let listen = match self.listen.as_str() {
+            "none" => None,
+            address => Some(socket_address("listen", address)?),
+        };
+        Ok(Config {
+            advertise: if self.advertise.is_empty() {
+                self.relays.clone()
+            } else {
+                self.advertise
+            },
+            listen,
+            relays,
+            sessions_max: self.max_sessions,
+            readings: readings(&self.sink)?,
+            ticket_ttl: match &self.attestation.ticket_ttl {
+                Some(text) => duration("attestation.ticket_ttl", text)?,
+                None => TICKET_TTL,
+            },
+            relay: self.relay.check()?,
+        })
+    }
+}
+
+impl RawRelay {
+    fn check(self) -> anyhow::Result<RelaySettings> {
+        match self.admit.as_deref() {
+            None | Some("open") => {}
+            Some(other) => {
+                bail!("relay.admit: {other:?} is not supported by this version; there is: open")
+            }
+        }
+        let max_clients = self.max_clients.unwrap_or(MAX_CLIENTS);
+        ensure!(1 <= max_clients, "relay.max_clients: 0 lets nobody in");
+        Ok(RelaySettings {
+            listen: socket_address(
+                "relay.listen",
+                self.listen.as_deref().unwrap_or(RELAY_LISTEN),
+            )?,
+            names: self.names,
+            max_clients,
+        })
+    }
+}
+
+fn readings(sinks: &[RawSink]) -> anyhow::Result<Option<PathBuf>> {
+    match sinks {
+        [] => Ok(None),
+        [sink] => {
+            ensure!(
+                sink.r#type == "sqlite",
+                "sink {:?}: type {:?} is not supported by this version; there is: sqlite",
+                sink.name,
+                sink.r#type
+            );
+            let path = sink.url.strip_prefix("sqlite:");
+            let path = path.with_context(|| {
+                format!(
+                    "sink {:?}: url {:?} does not begin with sqlite:",
+                    sink.name, sink.url
+                )
+            })?;
+            Ok(Some(PathBuf::from(path)))
+        }
+        _ => bail!("{} sinks: this version has one", sinks.len()),
+    }
+}
+
+fn socket_address(key: &str, text: &str) -> anyhow::Result<SocketAddr> {
+    text.parse()
+        .with_context(|| format!("{key}: {text:?} is not ADDRESS:PORT, such as \"[::]:4431\""))
+}
+
+/// A duration as on the command line: `90s`, `10min`, `2h`, `7d`.
+///
+/// # Errors
+///
+/// If it is none, or not 1 s to 7 d.
+pub fn duration(key: &str, text: &str) -> anyhow::Result<Duration> {
+    let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let seconds = match unit {
+        "s" => 1,
+        "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => bail!("{key}: {text:?} is no duration, such as \"10min\""),
+    };
+    let number: u64 = digits
+        .parse()
+        .with_context(|| format!("{key}: {text:?} is no duration, such as \"10min\""))?;
+    let total = number.saturating_mul(seconds);
+    ensure!(
+        (1..=7 * 86_400).contains(&total),
+        "{key}: {text:?} is not 1s to 7d"
+    );
+    Ok(Duration::from_secs(total))
+}
+
+fn default_listen() -> String {
+    "[::]:4431".into()
+}
+
+fn default_max_sessions() -> usize {
+    20_000
+}
+
+const RELAY_LISTEN: &str = "[::]:4430";
+
+const MAX_CLIENTS: usize = 10_000;
+
+/// protocol.md 5.1.
+const TICKET_TTL: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_valid() {
+        let config = parse("").unwrap();
+        assert_eq!(config.listen, Some("[::]:4431".parse().unwrap()));
+        assert_eq!(config.ticket_ttl, Duration::from_secs(600));
+        assert!(config.relays.is_empty());
+    }
+
+    #[test]
+    fn tickets_name_the_relays_unless_told_otherwise() {
+        let config = parse("relays = [\"relay://a.example:4430\"]").unwrap();
+        assert_eq!(config.advertise, ["relay://a.example:4430"]);
+    }
+
+    #[test]
+    fn mistakes_say_where_and_what() {
+        for (text, words) in [
+            ("relays = [\"tcp://a:1\"]", "does not begin with relay://"),
+            (
+                "listen = \"nowhere\"",
+                "listen: \"nowhere\" is not ADDRESS:PORT",
+            ),
+            ("max_sessions = 0", "is not 1 to 1000000"),
+            ("lisen = \"[::]:1\"", "unknown field `lisen`"),
+            ("[attestation]\nticket_ttl = \"8d\"", "is not 1s to 7d"),
+            ("[attestation]\nticket_ttl = \"ten\"", "is no duration"),
+            (
+                "[[sink]]\nname = \"a\"\ntype = \"kafka\"\nurl = \"kafka://a\"",
+                "there is: sqlite",
+            ),
+            ("[relay]\nadmit = \"list\"", "there is: open"),
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Config> {
+        toml::from_str::<RawConfig>(text)?.check()
+    }
+}

@@ -1,0 +1,18 @@
+//! `gateway-cloud`: what a service runs to receive, relay and enrol.
+//!
+//! [`serve`] lets gateways in; [`enrol`] registers a new one and [`receive`] takes batches of a
+//! known one, opens them and commits their readings to the [`sink`] before it acknowledges them.
+//! [`relay`] is a process of its own that knows nothing of all this.
+
+pub mod config;
+pub mod enrol;
+pub mod evidence;
+pub mod invite;
+pub mod keys;
+pub mod list;
+pub mod receive;
+pub mod registry;
+pub mod relay;
+pub mod serve;
+pub mod sink;
+pub mod tasks;

@@ -1,0 +1,193 @@
+//! `gateway-cloud`: receives from gateways, relays for them, and enrols them.
+
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use cloud::{
+    config::{self, Config},
+    invite, keys,
+    keys::ServiceKeys,
+    list,
+    registry::Registry,
+    relay::{self, Admit, Limits, RelayConfig},
+    serve::{self, Service},
+    sink::sqlite::SqliteSink,
+    tasks,
+};
+use tokio::net::TcpListener;
+
+/// Receives from gateways, relays for them, and enrols them
+#[derive(Parser)]
+#[command(name = "gateway-cloud", version)]
+struct Cli {
+    /// Configuration file
+    #[arg(
+        long,
+        default_value = "/etc/gateway-cloud/gateway-cloud.toml",
+        global = true
+    )]
+    config: PathBuf,
+    /// State folder
+    #[arg(
+        long,
+        env = "STATE_DIRECTORY",
+        default_value = "/var/lib/gateway-cloud",
+        global = true
+    )]
+    state: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the service's keys; keys that are there stay
+    Init,
+    /// Receive from gateways until SIGTERM
+    Serve,
+    /// Join gateways and services that cannot reach each other, until SIGTERM
+    Relay,
+    /// Print a one-time ticket for a gateway
+    Invite {
+        /// The gateway's name
+        name: String,
+        /// KEY=VALUE, as often as wanted
+        #[arg(long = "label")]
+        labels: Vec<String>,
+        /// How long it is good for [default: attestation.ticket_ttl, 10min]
+        #[arg(long)]
+        ttl: Option<String>,
+    },
+    /// List the gateways
+    Ls {
+        /// Print one JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = match Config::load(&cli.config) {
+        Ok(config) => config,
+        Err(error) => return complain(&error, EX_CONFIG),
+    };
+    match run(cli, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, EX_FAILED),
+    }
+}
+
+fn run(cli: Cli, config: Config) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let mut out = std::io::stdout();
+    match cli.command {
+        Command::Init => {
+            let fingerprint = ServiceKeys::init(&cli.state)?;
+            writeln!(out, "{fingerprint}")?;
+            writeln!(
+                std::io::stderr(),
+                "Gateways pin this fingerprint. The identity key is needed for new statements only:\n\
+                 move it to an offline medium: {}",
+                keys::identity_path(&cli.state).display()
+            )?;
+            Ok(())
+        }
+        Command::Serve => block_on(serve(cli.state, config)),
+        Command::Relay => block_on(run_relay(config)),
+        Command::Invite { name, labels, ttl } => {
+            let ttl = match ttl {
+                Some(text) => config::duration("--ttl", &text)?,
+                None => config.ticket_ttl,
+            };
+            let service = ServiceKeys::load(&cli.state)?.statement.fingerprint();
+            let registry = Registry::open(&cli.state)?;
+            let who = (name.as_str(), labels.as_slice());
+            let invited = invite::invite(&registry, *service.bytes(), &config.advertise, who, ttl)?;
+            writeln!(out, "{}", *invited.ticket)?;
+            let until = jiff::Timestamp::from_millisecond(invited.expires_ms)?;
+            writeln!(
+                std::io::stderr(),
+                "For {name}, one use, until {}. On the gateway: gatewayctl enroll -",
+                until.strftime("%H:%M:%S")
+            )?;
+            Ok(())
+        }
+        Command::Ls { json } => {
+            let gateways = Registry::open(&cli.state)?.gateways()?;
+            if json {
+                list::json(&mut out, &gateways)?;
+            } else {
+                list::table(&mut out, &gateways)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+async fn serve(state: PathBuf, config: Config) -> anyhow::Result<()> {
+    let readings = config.readings.unwrap_or_else(|| state.join("readings.db"));
+    let sink = SqliteSink::open(&readings)
+        .with_context(|| format!("cannot open {}", readings.display()))?;
+    let service = Service {
+        keys: Arc::new(ServiceKeys::load(&state)?),
+        registry: Arc::new(Registry::open(&state)?),
+        sink: Arc::new(sink),
+        sessions_max: config.sessions_max,
+    };
+    let listener = match config.listen {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}"))?,
+        ),
+        None => None,
+    };
+    tracing::info!(service = %service.keys.statement.fingerprint().short(), "serving");
+    tasks::run(|stop| serve::serve(service, listener, config.relays, stop)).await
+}
+
+async fn run_relay(config: Config) -> anyhow::Result<()> {
+    let address = config.relay.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
+    let names = if config.relay.names.is_empty() {
+        vec![address.to_string()]
+    } else {
+        config.relay.names
+    };
+    tracing::info!(%address, "relaying");
+    let relay = RelayConfig {
+        names,
+        admit: Admit::Open,
+        max_clients: config.relay.max_clients,
+        limits: Limits::default(),
+    };
+    tasks::run(|stop| relay::serve(listener, relay, stop)).await
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(work)
+}
+
+/// Prints the error with its causes; if even stderr is gone, the exit code still tells.
+fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: gateway-cloud: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Something is not as it should be; the message says what.
+const EX_FAILED: u8 = 1;
+
+/// `sysexits.h`: configured wrongly; the unit has `RestartPreventExitStatus=78`.
+const EX_CONFIG: u8 = 78;

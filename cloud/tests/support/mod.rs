@@ -1,0 +1,197 @@
+//! What the tests share: a service on loopback with everything but its own process.
+
+#![allow(dead_code, reason = "no test uses all of it")]
+
+use std::{io, sync::Arc, time::Duration};
+
+use channel::{
+    Admission, Fingerprint, InitiatorConfig, Purpose, RecordPublicKey, Statement, StaticKey, Suite,
+};
+use cloud::{
+    keys::ServiceKeys,
+    registry::Registry,
+    serve::{self, Service},
+    sink::sqlite::SqliteSink,
+};
+use futures::future::BoxFuture;
+use getrandom::SysRng;
+use link::{Address, KeepStatement, LinkError, Streams};
+use rand_core::UnwrapErr;
+use rusqlite::{Connection, types::FromSql};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// A service on loopback; its state goes with it.
+pub(crate) struct Cloud {
+    pub(crate) keys: Arc<ServiceKeys>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) sink: Arc<SqliteSink>,
+    pub(crate) address: Address,
+    pub(crate) stop: CancellationToken,
+    pub(crate) serving: JoinHandle<anyhow::Result<()>>,
+    folder: TempDir,
+}
+
+impl Cloud {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(Vec::new(), 100).await
+    }
+
+    pub(crate) async fn start_with(relays: Vec<Address>, sessions_max: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        ServiceKeys::init(folder.path()).unwrap();
+        Self::start_in(folder, relays, sessions_max).await
+    }
+
+    /// Cuts the process off wherever it is, and starts another on what is on the disk.
+    pub(crate) async fn restart(mut self) -> Self {
+        self.serving.abort();
+        // Once it is gone, nobody writes.
+        let _ = (&mut self.serving).await;
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        Self::start_in(folder, Vec::new(), 100).await
+    }
+
+    async fn start_in(folder: TempDir, relays: Vec<Address>, sessions_max: usize) -> Self {
+        let keys = Arc::new(ServiceKeys::load(folder.path()).unwrap());
+        let registry = Arc::new(Registry::open(folder.path()).unwrap());
+        let sink = Arc::new(SqliteSink::open(&folder.path().join(READINGS)).unwrap());
+        let service = Service {
+            keys: Arc::clone(&keys),
+            registry: Arc::clone(&registry),
+            sink: Arc::clone(&sink),
+            sessions_max,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve::serve(service, Some(listener), relays, stop.clone()));
+        Self {
+            keys,
+            registry,
+            sink,
+            address: format!("tcp://127.0.0.1:{port}").parse().unwrap(),
+            stop,
+            serving,
+            folder,
+        }
+    }
+
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        self.keys.statement.fingerprint()
+    }
+
+    pub(crate) fn record_key(&self) -> RecordPublicKey {
+        self.keys.records[0].public()
+    }
+
+    /// A session with this key.
+    pub(crate) async fn connect(
+        &self,
+        key: &dyn StaticKey,
+        purpose: Purpose,
+    ) -> Result<Session, LinkError> {
+        self.connect_at(&self.address, key, purpose).await
+    }
+
+    /// The same at another address.
+    pub(crate) async fn connect_at(
+        &self,
+        address: &Address,
+        key: &dyn StaticKey,
+        purpose: Purpose,
+    ) -> Result<Session, LinkError> {
+        let config = InitiatorConfig {
+            suite: Suite::ChaChaPoly,
+            pin: self.fingerprint(),
+            held: None,
+            static_key: key.public(),
+            purpose,
+            version: "test".into(),
+        };
+        let link = link::connect(address, config, key, &Shelf).await?;
+        let h = link.handshake_hash;
+        let (driver, streams) = link.split();
+        let driving = tokio::spawn(driver.run());
+        Ok(Session {
+            h,
+            streams,
+            driving,
+        })
+    }
+
+    /// One value of what is stored.
+    pub(crate) fn reading<T: FromSql>(&self, query: &str) -> T {
+        self.query(READINGS, query)
+    }
+
+    /// One value of the registry.
+    pub(crate) fn registered<T: FromSql>(&self, query: &str) -> T {
+        self.query(REGISTRY, query)
+    }
+
+    fn query<T: FromSql>(&self, file: &str, query: &str) -> T {
+        let database = Connection::open(self.folder.path().join(file)).unwrap();
+        database.query_row(query, [], |row| row.get(0)).unwrap()
+    }
+
+    /// Keeps everybody else from writing until this is dropped.
+    pub(crate) fn hold(&self, file: &str) -> Connection {
+        let database = Connection::open(self.folder.path().join(file)).unwrap();
+        database.execute_batch("BEGIN IMMEDIATE").unwrap();
+        database
+    }
+
+    /// Changes the readings or the registry behind the service's back.
+    pub(crate) fn change(&self, file: &str, statement: &str) {
+        let database = Connection::open(self.folder.path().join(file)).unwrap();
+        database.busy_timeout(PATIENCE).unwrap();
+        database.execute_batch(statement).unwrap();
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// A gateway's end of a session.
+pub(crate) struct Session {
+    pub(crate) h: [u8; 32],
+    pub(crate) streams: Streams,
+    driving: JoinHandle<Result<Admission, LinkError>>,
+}
+
+impl Session {
+    /// Why the service has closed it.
+    pub(crate) async fn ended(self) -> Admission {
+        let end = tokio::time::timeout(PATIENCE, self.driving).await;
+        end.expect("the session does not end").unwrap().unwrap()
+    }
+
+    /// Cuts it.
+    pub(crate) fn cut(self) {
+        self.driving.abort();
+    }
+}
+
+struct Shelf;
+
+impl KeepStatement for Shelf {
+    fn keep<'a>(&'a self, _statement: &'a Statement) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+pub(crate) fn rng() -> UnwrapErr<SysRng> {
+    UnwrapErr(SysRng)
+}
+
+pub(crate) const READINGS: &str = "readings.db";
+
+pub(crate) const REGISTRY: &str = "registry.db";
+
+/// Longer than anything takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
