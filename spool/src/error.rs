@@ -165,10 +165,6 @@ impl SpoolError {
                 source: Some(error),
             };
         }
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the rest of SQLite's codes mean that we asked for something impossible"
-        )]
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt {
                 path,

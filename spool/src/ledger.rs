@@ -6,15 +6,13 @@
 //! *carrier*: acknowledged, the entry is erased; evicted, the entry waits to be sealed again.
 //!
 //! Everything is bounded, since an outage is not: the tallies and batches of an entry, and the
-//! entries that wait. What is beyond is summed up more coarsely, never left out of the counts.
-
-use std::collections::BTreeSet;
+//! entries. What is beyond is summed up more coarsely, never left out of the counts.
 
 use rusqlite::{Connection, Row, Transaction, params};
 use wire::batch::{LedgerEntry, LossReason, LostBatches, Tally};
 
 use crate::SpoolError;
-use crate::store::decoded;
+use crate::store::{decoded, readings_in};
 
 /// A loss on its way into the ledger.
 #[derive(Clone, Debug)]
@@ -30,12 +28,23 @@ pub(crate) struct Found {
 
 /// Adds a loss to the open entry of its lane and reason, and to the lane's count.
 pub(crate) fn record(transaction: &Transaction<'_>, found: &Found) -> Result<(), SpoolError> {
-    let readings: u64 = found.tallies.iter().map(|tally| tally.count).sum();
     transaction.execute(
         "UPDATE lanes SET lost_readings = lost_readings + ?2 WHERE id = ?1",
-        params![found.lane, readings],
+        params![found.lane, readings_in(&found.tallies)],
     )?;
-    add(transaction, found)
+    let entry = open_entry(transaction, found)?;
+    for tally in &found.tallies {
+        add_tally(transaction, entry, tally)?;
+    }
+    for lost in &found.batches {
+        add_batches(transaction, entry, lost)?;
+    }
+    transaction.execute(
+        "DELETE FROM ledger_batches WHERE entry = ?1 AND position <=
+         (SELECT max(position) FROM ledger_batches WHERE entry = ?1) - ?2",
+        params![entry, RANGES_MAX],
+    )?;
+    Ok(())
 }
 
 /// Marks the entries with these ids as carried by the batch with this key.
@@ -74,75 +83,66 @@ pub(crate) fn thaw(transaction: &Transaction<'_>, key: i64) -> Result<(), SpoolE
     Ok(())
 }
 
-/// Hands out the oldest waiting entries of a service, and seals them.
+/// Lets the entries carried by the batches of this epoch wait again: its service cannot open it.
+pub(crate) fn thaw_epoch(
+    transaction: &Transaction<'_>,
+    epoch_id: &[u8; 32],
+) -> Result<(), SpoolError> {
+    transaction.execute(
+        "UPDATE ledger SET carrier = NULL WHERE carrier IS NOT NULL
+         AND carrier / 65536 = (SELECT id FROM epochs WHERE epoch_id = ?1)",
+        [epoch_id],
+    )?;
+    Ok(())
+}
+
+/// Hands out the oldest waiting entries of a service, and seals those that were open.
+///
+/// While a service has many sealed entries that it has not committed, further losses stay in the
+/// open ones: else a spool that is full for months would keep an entry for each batch that came
+/// and went.
 pub(crate) fn hand_out(
     transaction: &Transaction<'_>,
     service: &[u8; 32],
 ) -> Result<Vec<LedgerEntry>, SpoolError> {
-    let ids = waiting(transaction, service, false)?;
+    let sealed: usize = transaction.query_row(
+        "SELECT count(*) FROM lanes JOIN ledger ON ledger.lane = lanes.id
+         WHERE service = ?1 AND sealed = 1",
+        [service],
+        |row| row.get(0),
+    )?;
+    let mut may_seal = SEALED_MAX.saturating_sub(sealed);
     let chain_id = crate::file::chain_id(transaction)?;
     let mut entries = Vec::new();
-    for id in ids.into_iter().take(HANDED_OUT_MAX) {
-        transaction.execute(
-            "UPDATE ledger SET sealed = 1 WHERE id = ?1 AND sealed = 0",
-            [id],
-        )?;
-        let found = entry(transaction, id)?;
-        entries.push(LedgerEntry {
-            id: decoded(u64::try_from(id))?,
-            chain_id,
-            reason: found.reason,
-            tallies: found.tallies,
-            from_ms: found.from_ms,
-            until_ms: found.until_ms,
-            batches: found.batches,
-            names: Vec::new(),
-        });
+    for (id, sealed) in waiting(transaction, service)? {
+        if entries.len() == HANDED_OUT_MAX {
+            break;
+        }
+        if !sealed {
+            if may_seal == 0 {
+                continue;
+            }
+            may_seal -= 1;
+            transaction.execute("UPDATE ledger SET sealed = 1 WHERE id = ?1", [id])?;
+        }
+        entries.push(entry(transaction, id, chain_id)?);
     }
     Ok(entries)
 }
 
-/// Sums up the oldest waiting entries of a service in open ones, when there are too many.
-///
-/// Without this a spool that is full for months would keep one entry for each batch that came
-/// and went. Their ids go. Should the service have committed one of them and its ack have been
-/// lost, it will count those readings as lost although it has them: too much, never too little.
-/// `handed_out` are about to be sealed into a batch, so they stay.
-pub(crate) fn fold(
-    transaction: &Transaction<'_>,
-    service: &[u8; 32],
-    handed_out: &BTreeSet<u64>,
-) -> Result<(), SpoolError> {
-    let waiting = waiting(transaction, service, true)?;
-    let excess = waiting.len().saturating_sub(WAITING_MAX).min(FOLDED_MAX);
-    let foldable = waiting
-        .into_iter()
-        .filter(|id| u64::try_from(*id).is_ok_and(|id| !handed_out.contains(&id)));
-    for id in foldable.take(excess) {
-        let found = entry(transaction, id)?;
-        transaction.execute("DELETE FROM ledger WHERE id = ?1", [id])?;
-        add(transaction, &found)?;
-    }
-    Ok(())
-}
-
-/// Waiting entries of a service, oldest first: all, or those that were handed out before.
-fn waiting(
-    connection: &Connection,
-    service: &[u8; 32],
-    only_sealed: bool,
-) -> Result<Vec<i64>, SpoolError> {
+/// Waiting entries of a service, oldest first, and whether they are sealed.
+fn waiting(connection: &Connection, service: &[u8; 32]) -> Result<Vec<(i64, bool)>, SpoolError> {
     let mut statement = connection.prepare(
-        "SELECT ledger.id FROM lanes JOIN ledger ON ledger.lane = lanes.id
-         WHERE service = ?1 AND carrier IS NULL AND sealed >= ?2 ORDER BY ledger.id",
+        "SELECT ledger.id, sealed FROM lanes JOIN ledger ON ledger.lane = lanes.id
+         WHERE service = ?1 AND carrier IS NULL ORDER BY ledger.id",
     )?;
-    let ids = statement.query_map(params![service, only_sealed], |row| row.get(0))?;
+    let ids = statement.query_map([service], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(ids.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Adds a loss to the open entry of its lane and reason, which is made if there is none.
-fn add(transaction: &Transaction<'_>, found: &Found) -> Result<(), SpoolError> {
-    let id: i64 = transaction.query_row(
+/// The open entry of the loss's lane and reason, which is made if there is none, with its time.
+fn open_entry(transaction: &Transaction<'_>, found: &Found) -> Result<i64, SpoolError> {
+    Ok(transaction.query_row(
         "INSERT INTO ledger (lane, reason, from_ms, until_ms) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (lane, reason) WHERE sealed = 0 DO UPDATE
          SET from_ms = min(from_ms, excluded.from_ms), until_ms = max(until_ms, excluded.until_ms)
@@ -154,19 +154,7 @@ fn add(transaction: &Transaction<'_>, found: &Found) -> Result<(), SpoolError> {
             found.until_ms
         ],
         |row| row.get(0),
-    )?;
-    for tally in &found.tallies {
-        add_tally(transaction, id, tally)?;
-    }
-    for lost in &found.batches {
-        add_batches(transaction, id, lost)?;
-    }
-    transaction.execute(
-        "DELETE FROM ledger_batches WHERE entry = ?1 AND position <=
-         (SELECT max(position) FROM ledger_batches WHERE entry = ?1) - ?2",
-        params![id, RANGES_MAX],
-    )?;
-    Ok(())
+    )?)
 }
 
 /// Adds to the tally of the same sensor and run. When the entry has too many, runs are no longer
@@ -236,18 +224,20 @@ fn add_batches(
 }
 
 /// Reads an entry.
-fn entry(connection: &Connection, id: i64) -> Result<Found, SpoolError> {
-    let mut found = connection.query_row(
-        "SELECT lane, reason, from_ms, until_ms FROM ledger WHERE id = ?1",
+fn entry(connection: &Connection, id: i64, chain_id: [u8; 16]) -> Result<LedgerEntry, SpoolError> {
+    let mut entry = connection.query_row(
+        "SELECT id, reason, from_ms, until_ms FROM ledger WHERE id = ?1",
         [id],
         |row| {
-            Ok(Found {
-                lane: row.get(0)?,
+            Ok(LedgerEntry {
+                id: row.get(0)?,
+                chain_id,
                 reason: decoded(LossReason::try_from(row.get::<_, u8>(1)?))?,
                 tallies: Vec::new(),
                 from_ms: row.get(2)?,
                 until_ms: row.get(3)?,
                 batches: Vec::new(),
+                names: Vec::new(),
             })
         },
     )?;
@@ -255,13 +245,13 @@ fn entry(connection: &Connection, id: i64) -> Result<Found, SpoolError> {
         "SELECT sensor_number, run_id, first, last, count FROM ledger_tallies WHERE entry = ?1",
     )?;
     let tallies = statement.query_map([id], tally)?;
-    found.tallies = tallies.collect::<rusqlite::Result<_>>()?;
+    entry.tallies = tallies.collect::<rusqlite::Result<_>>()?;
     let mut statement = connection.prepare(
         "SELECT epoch_id, first, last FROM ledger_batches WHERE entry = ?1 ORDER BY position",
     )?;
     let batches = statement.query_map([id], lost_batches)?;
-    found.batches = batches.collect::<rusqlite::Result<_>>()?;
-    Ok(found)
+    entry.batches = batches.collect::<rusqlite::Result<_>>()?;
+    Ok(entry)
 }
 
 fn tally(row: &Row<'_>) -> rusqlite::Result<Tally> {
@@ -300,9 +290,6 @@ const RANGES_MAX: u32 = 512;
 /// Entries handed out at once: at up to 75 KiB each, they fit a batch of 1 MiB.
 const HANDED_OUT_MAX: usize = 8;
 
-/// Entries of a service that may wait to be sealed again before the oldest are folded.
-const WAITING_MAX: usize = 64;
-
-/// Entries folded at once, so that the transaction stays small; more than are made between two
-/// calls, one for each reason and class.
-const FOLDED_MAX: usize = 16;
+/// Sealed entries of a service that it has not committed. With the open ones, one for each class
+/// and reason, that is 2 MiB at the very worst, and mostly a few KiB.
+const SEALED_MAX: usize = 16;

@@ -33,5 +33,5 @@ pub use store::{
 };
 pub use types::{
     Acked, Appended, Lane, LaneState, LaneStatus, Limits, Loss, NewBatch, NewEpoch, Newest,
-    SpoolState, Status, StoredBatch, StoredHeader,
+    SpoolState, Status, StoredBatch, StoredHeader, UnsignedHeader,
 };

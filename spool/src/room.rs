@@ -276,9 +276,10 @@ fn shrink(connection: &Connection, now: Pages, allowed: Allowed) -> Result<bool,
     if excess == 0 {
         return Ok(true);
     }
-    let step = excess.min(MOVED_PAGES_MAX);
-    move_end(connection, step)?;
-    Ok(excess == step)
+    move_end(connection, excess.min(MOVED_PAGES_MAX))?;
+    let after = Pages::of(connection)?.all;
+    // Without progress there would be none the next time either.
+    Ok(after <= allowed.pages || after == now.all)
 }
 
 /// Moves the last pages of the file to free ones, and cuts the file by so many.
@@ -365,3 +366,39 @@ const KEPT_PAGES: u64 = 1024;
 
 /// Pages moved in one transaction; each may change its parent's page and two maps as well.
 const MOVED_PAGES_MAX: u64 = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MAX_BYTES_MIN;
+
+    #[test]
+    fn the_shares_are_within_the_limit_and_the_largest_transaction_within_its_share() {
+        for max_bytes in (0..=18).map(|doubled| MAX_BYTES_MIN << doubled) {
+            for damaged_bytes in [0, max_bytes / 2] {
+                let limits = Limits {
+                    max_bytes,
+                    min_free_bytes: 0,
+                };
+                let budget = Budget::new(limits, damaged_bytes);
+                let database_bytes = budget.pages_max() * PAGE_BYTES;
+                assert!(database_bytes + budget.log_bytes_max() + damaged_bytes <= max_bytes);
+                let growth = budget.log_growth_bytes(pages_for(BATCH_BYTES_MAX));
+                assert!(
+                    growth <= budget.log_bytes_max(),
+                    "{growth} of {max_bytes} bytes"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_batch_fits_the_smallest_spool() {
+        let limits = Limits {
+            max_bytes: MAX_BYTES_MIN,
+            min_free_bytes: 0,
+        };
+        let pages = pages_for(BATCH_BYTES_MAX) + RESERVE_PAGES;
+        assert!(pages < Budget::new(limits, 0).pages_max());
+    }
+}

@@ -70,7 +70,7 @@ CREATE TABLE ledger (
     carrier INTEGER                                -- batches.key
 ) STRICT;
 CREATE UNIQUE INDEX ledger_open ON ledger (lane, reason) WHERE sealed = 0;
-CREATE INDEX ledger_waiting ON ledger (lane) WHERE carrier IS NULL;
+CREATE INDEX ledger_of_lane ON ledger (lane);
 CREATE INDEX ledger_carried ON ledger (carrier) WHERE carrier IS NOT NULL;
 
 CREATE TABLE ledger_tallies (

@@ -11,7 +11,7 @@ use crate::file::Files;
 use crate::store::Store;
 use crate::{
     Acked, Appended, Lane, LaneState, Limits, Loss, NewBatch, NewEpoch, SpoolError, Status,
-    StoredBatch, StoredHeader,
+    StoredBatch, StoredHeader, UnsignedHeader,
 };
 
 /// The spool; clones share it.
@@ -121,7 +121,7 @@ impl Spool {
     /// # Errors
     ///
     /// See [`Spool`].
-    pub async fn unsigned_headers(&self) -> Result<Vec<([u8; 32], Vec<u8>)>, SpoolError> {
+    pub async fn unsigned_headers(&self) -> Result<Vec<UnsignedHeader>, SpoolError> {
         self.call(|store| store.unsigned_headers()).await
     }
 
@@ -193,7 +193,7 @@ impl Spool {
     }
 
     /// Leaves an epoch that its service cannot open out of what is read and sent. It is kept
-    /// until it is evicted.
+    /// until it is evicted; ledger entries in it wait to be sealed again.
     ///
     /// # Errors
     ///
@@ -206,7 +206,8 @@ impl Spool {
     /// next batch of its critical lane, whose `ledger_ids` names them.
     ///
     /// From here on these entries never change; further losses make new ones. Entries that are
-    /// not appended are handed out again. They have no `names`: the spool knows none.
+    /// not appended are handed out again. While the service has 16 that it has not committed, no
+    /// new ones are made. They have no `names`: the spool knows none.
     ///
     /// # Errors
     ///

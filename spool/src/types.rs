@@ -75,6 +75,9 @@ pub enum StoredHeader {
     Signed(Vec<u8>),
 }
 
+/// An epoch id, and the epoch's header that waits for a signature.
+pub type UnsignedHeader = ([u8; 32], Vec<u8>);
+
 /// A sealed batch on its way to the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewBatch {

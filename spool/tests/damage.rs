@@ -5,6 +5,7 @@
 mod fixture;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use fixture::{ROOMY, TIGHT, batch, close, epoch, fill, folder_bytes, held, lane, sqlite};
@@ -205,11 +206,9 @@ async fn a_log_without_its_database_is_thrown_away() {
     fill(&spool, lane(1, Class::Normal), 0, 1, 100).await;
 }
 
-fn overwrite(path: &Path, offset: usize, with: &[u8]) {
-    let mut bytes = fs::read(path).unwrap();
-    let end = (offset + with.len()).min(bytes.len());
-    bytes[offset..end].copy_from_slice(&with[..end - offset]);
-    fs::write(path, bytes).unwrap();
+fn overwrite(path: &Path, offset: u64, with: &[u8]) {
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(with, offset).unwrap();
 }
 
 fn damaged(folder: &Path) -> Vec<String> {

@@ -27,6 +27,12 @@ async fn only_the_owner_may_look_into_folder_and_files() {
     assert_eq!(mode(path.join("spool.db")), 0o600);
     assert_eq!(mode(path.join("spool.db-wal")), 0o600);
     assert_eq!(fs::read_dir(&path).unwrap().count(), 2, "no third file");
+
+    close(spool, &path);
+    fs::set_permissions(path.join("spool.db"), fs::Permissions::from_mode(0o644)).unwrap();
+    let _copied_back = Spool::open(&path, ROOMY).unwrap();
+    assert_eq!(mode(path.join("spool.db")), 0o600);
+    assert_eq!(mode(path.join("spool.db-wal")), 0o600);
 }
 
 #[tokio::test]
