@@ -22,8 +22,8 @@ impl Backoff {
         }
     }
 
-    /// The next wait: at least half of `min`, at most the present ceiling, which then doubles.
-    pub fn next(&mut self) -> Duration {
+    /// The next pause: at least half of `min`, at most the present ceiling, which then doubles.
+    pub fn pause(&mut self) -> Duration {
         let ceiling = self.ceiling;
         self.ceiling = (ceiling * 2).min(self.max);
         let share = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
@@ -46,10 +46,10 @@ mod tests {
         let mut backoff = Backoff::new(min, max);
         for attempt in 0..20 {
             let ceiling = (min * 2_u32.pow(attempt.min(9))).min(max);
-            let wait = backoff.next();
+            let wait = backoff.pause();
             assert!(min / 2 <= wait && wait <= ceiling, "{attempt}: {wait:?}");
         }
         backoff.reset();
-        assert!(backoff.next() <= min);
+        assert!(backoff.pause() <= min);
     }
 }

@@ -104,11 +104,15 @@ impl Board {
     /// All notes as of `now_ms` (boot time), in the order of the configuration.
     #[must_use]
     pub fn sensors(&self, now_ms: u64) -> Vec<SensorNote> {
-        let mut sensors = self.lock();
-        for sensor in sensors.iter_mut() {
+        self.tick(now_ms);
+        self.lock().clone()
+    }
+
+    /// Notices at `now_ms` (boot time) who has been silent for too long.
+    pub fn tick(&self, now_ms: u64) {
+        for sensor in self.lock().iter_mut() {
             sensor.tick(now_ms);
         }
-        sensors.clone()
     }
 
     /// A stream of readings as they are taken; a slow reader is told how many it missed.

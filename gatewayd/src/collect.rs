@@ -7,7 +7,7 @@ use std::{
 };
 
 use drivers::{Event, EventKind};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wire::{Class, Measurement, Reading, Time};
 
@@ -89,6 +89,7 @@ impl Collector {
     ) -> anyhow::Result<()> {
         let mut taken = Vec::new();
         let mut ticks = tokio::time::interval(self.batch.interval.min(MARK_INTERVAL));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first reading after a start is stored at once.
         let mut cut_at = tokio::time::Instant::now();
         loop {
@@ -98,7 +99,10 @@ impl Collector {
                     Some(event) => self.take(event, &mut taken),
                     None => break,
                 },
-                _ = ticks.tick() => self.progress.mark(Task::Collect),
+                _ = ticks.tick() => {
+                    self.progress.mark(Task::Collect);
+                    self.board.tick(self.clock.now().boottime_ms);
+                }
             }
             let full = self.batch.readings_max <= taken.len();
             if full || (!taken.is_empty() && cut_at <= tokio::time::Instant::now()) {

@@ -4,12 +4,17 @@
 
 mod look;
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, State, connect_info::Connected},
+    extract::{ConnectInfo, State, connect_info::Connected, rejection::JsonRejection},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -17,7 +22,10 @@ use axum::{
 };
 use hsm::Hsm;
 use spool::Spool;
-use tokio::net::{UnixListener, unix::UCred};
+use tokio::{
+    net::{UnixListener, unix::UCred},
+    sync::Mutex,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -54,6 +62,8 @@ pub struct Control {
     pub enrolment: EnrolmentFile,
     /// When the daemon started, and its tasks' progress.
     pub progress: Progress,
+    /// One change at a time.
+    pub changing: Arc<Mutex<()>>,
 }
 
 /// Makes the socket, for its owner and group only.
@@ -66,11 +76,15 @@ pub fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
         bail!("another gatewayd answers on {shown}; stop it first: systemctl stop gatewayd");
     }
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot replace {shown}"));
+    match fs::symlink_metadata(socket) {
+        Ok(found) if !found.file_type().is_socket() => {
+            bail!("{shown} is in the way: it is no socket");
         }
-        Ok(()) | Err(_) => {}
+        Ok(_) => {
+            fs::remove_file(socket).with_context(|| format!("cannot replace {shown}"))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {shown}")),
     }
     let listener =
         UnixListener::bind(socket).with_context(|| format!("cannot listen on {shown}"))?;
@@ -89,15 +103,7 @@ pub async fn serve(
     control: Control,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let router = Router::new()
-        .route("/v1/status", get(look::status))
-        .route("/v1/readings", get(look::readings))
-        .route("/v1/init", post(init))
-        .route("/v1/enroll", post(enroll))
-        .fallback(not_found)
-        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(control);
-    let service = router.into_make_service_with_connect_info::<Caller>();
+    let service = router(control).into_make_service_with_connect_info::<Caller>();
     // A reader of the endless stream does not hold up the end.
     tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -105,29 +111,39 @@ pub async fn serve(
     }
 }
 
-/// Who is on the other side of the socket, as the kernel says.
+fn router(control: Control) -> Router {
+    Router::new()
+        .route("/v1/status", get(look::status))
+        .route("/v1/readings", get(look::readings))
+        .route("/v1/init", post(init))
+        .route("/v1/enroll", post(enroll))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(control)
+}
+
+/// The user on the other side of the socket, as the kernel says.
 #[derive(Clone, Copy)]
-struct Caller(Option<UCred>);
+struct Caller(Option<u32>);
 
 impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        Self(stream.io().peer_cred().ok())
+        let known = stream.io().peer_cred().ok();
+        Self(known.as_ref().map(UCred::uid))
     }
 }
 
 impl Caller {
-    fn check(self) -> Result<(), Refusal> {
-        let own = nix::unistd::geteuid().as_raw();
+    fn check(self, own_uid: u32) -> Result<(), Refusal> {
         match self.0 {
-            Some(caller) if caller.uid() == 0 || caller.uid() == own => Ok(()),
-            Some(_) | None => Err(Refusal(Problem {
-                status: StatusCode::FORBIDDEN.as_u16(),
-                title: "not allowed".into(),
-                what: "not allowed".into(),
-                r#where: None,
-                why: "only root and the user gatewayd may change the gateway".into(),
-                r#do: "use sudo".into(),
-            })),
+            Some(uid) if uid == 0 || uid == own_uid => Ok(()),
+            Some(_) | None => Err(refuse(
+                StatusCode::FORBIDDEN,
+                "not allowed",
+                "only root and the user gatewayd may change the gateway",
+                "use sudo",
+            )),
         }
     }
 }
@@ -136,20 +152,31 @@ impl Caller {
 async fn init(
     State(control): State<Control>,
     ConnectInfo(caller): ConnectInfo<Caller>,
-    Json(request): Json<InitRequest>,
+    request: Result<Json<InitRequest>, JsonRejection>,
 ) -> Result<Json<InitAnswer>, Refusal> {
-    caller.check()?;
+    caller.check(own_uid())?;
+    let Json(request) = request?;
+    finish(async move {
+        let _alone = control.changing.lock().await;
+        make_identity(&control, request.force_new).await
+    })
+    .await
+}
+
+async fn make_identity(control: &Control, force_new: bool) -> Result<Json<InitAnswer>, Refusal> {
+    let what = "cannot make the identity";
     let keys = control
         .hsm
-        .provision(request.force_new)
+        .provision(force_new)
         .await
-        .map_err(|error| refuse("cannot make the identity", &error, error.advice()))?;
+        .map_err(|error| unavailable(what, &error, error.advice()))?;
     let vendor = keys.vendor.clone();
-    let identity = Identity::new(control.hsm.clone(), keys)
-        .map_err(|error| broken("cannot make the identity", &error))?;
+    let identity = Identity::new(control.hsm.clone(), keys).map_err(|error| broken(what, &error))?;
     let gateway = identity.fingerprint().to_string();
+    let mut is_new = false;
     let kept = control.enrolment.change(|content| {
-        if content.gateway.as_ref() != Some(&gateway) {
+        is_new = content.gateway.as_ref() != Some(&gateway);
+        if is_new {
             // Services know another identity.
             content.services.clear();
             content.name = None;
@@ -157,7 +184,7 @@ async fn init(
         content.gateway = Some(gateway.clone());
     });
     kept.map_err(|error| broken("cannot keep the identity's name", &error))?;
-    if request.force_new {
+    if is_new {
         for service in &control.services {
             service.forget_enrolment();
         }
@@ -174,9 +201,21 @@ async fn init(
 async fn enroll(
     State(control): State<Control>,
     ConnectInfo(caller): ConnectInfo<Caller>,
-    Json(request): Json<EnrollRequest>,
+    request: Result<Json<EnrollRequest>, JsonRejection>,
 ) -> Result<Json<EnrollAnswer>, Refusal> {
-    caller.check()?;
+    caller.check(own_uid())?;
+    let Json(request) = request?;
+    finish(async move {
+        let _alone = control.changing.lock().await;
+        enroll_at_service(&control, &request).await
+    })
+    .await
+}
+
+async fn enroll_at_service(
+    control: &Control,
+    request: &EnrollRequest,
+) -> Result<Json<EnrollAnswer>, Refusal> {
     let identity = control.identity.borrow().clone();
     let identity = identity.ok_or(enroll::EnrollError::NoIdentity)?;
     let enrolled = enroll::enroll(
@@ -197,19 +236,39 @@ async fn enroll(
     }))
 }
 
+/// A change is done to its end, although its caller may have hung up.
+async fn finish<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = crate::tasks::finish(change).await;
+    done.unwrap_or_else(|error| Err(broken("cannot make the change", &error.into())))
+}
+
+fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
 async fn not_found() -> Refusal {
-    Refusal(Problem {
-        status: StatusCode::NOT_FOUND.as_u16(),
-        title: "no such path".into(),
-        what: "no such path".into(),
-        r#where: None,
-        why: "this version has /v1/status, /v1/readings, /v1/init and /v1/enroll".into(),
-        r#do: "update gatewayctl and gatewayd to the same version".into(),
-    })
+    refuse(
+        StatusCode::NOT_FOUND,
+        "no such path",
+        "this version has /v1/status, /v1/readings, /v1/init and /v1/enroll",
+        SAME_VERSION,
+    )
+}
+
+async fn wrong_method() -> Refusal {
+    refuse(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "not done that way",
+        "GET looks, POST changes",
+        SAME_VERSION,
+    )
 }
 
 /// An error on its way to the caller.
-struct Refusal(Problem);
+#[derive(Debug)]
+struct Refusal(Box<Problem>);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -220,10 +279,21 @@ impl IntoResponse for Refusal {
     }
 }
 
+impl From<JsonRejection> for Refusal {
+    fn from(error: JsonRejection) -> Self {
+        refuse(
+            error.status(),
+            "the request is not understood",
+            &error.body_text(),
+            SAME_VERSION,
+        )
+    }
+}
+
 impl From<enroll::EnrollError> for Refusal {
     fn from(error: enroll::EnrollError) -> Self {
         use enroll::EnrollError as E;
-        let mut refusal = refuse("cannot enrol", &error, error.advice());
+        let mut refusal = unavailable("cannot enrol", &error, error.advice());
         match error {
             E::Refused { .. } => {
                 refusal.0.status = StatusCode::FORBIDDEN.as_u16();
@@ -244,29 +314,30 @@ impl From<enroll::EnrollError> for Refusal {
     }
 }
 
-/// Something outside is in the way.
-fn refuse(what: &str, error: &dyn std::error::Error, advice: &str) -> Refusal {
-    Refusal(Problem {
-        status: StatusCode::SERVICE_UNAVAILABLE.as_u16(),
+fn refuse(status: StatusCode, what: &str, why: &str, advice: &str) -> Refusal {
+    Refusal(Box::new(Problem {
+        status: status.as_u16(),
         title: what.into(),
         what: what.into(),
         r#where: None,
-        why: chain(error),
+        why: why.into(),
         r#do: advice.into(),
-    })
+    }))
+}
+
+/// Something outside is in the way.
+fn unavailable(what: &str, error: &dyn std::error::Error, advice: &str) -> Refusal {
+    refuse(StatusCode::SERVICE_UNAVAILABLE, what, &chain(error), advice)
 }
 
 /// Something of ours is broken.
 fn broken(what: &str, error: &anyhow::Error) -> Refusal {
-    Refusal(Problem {
-        status: StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
-        title: what.into(),
-        what: what.into(),
-        r#where: None,
-        why: format!("{error:#}"),
-        r#do: "check the disk that holds the state".into(),
-    })
+    let why = format!("{error:#}");
+    let advice = "check the disk that holds the state";
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, what, &why, advice)
 }
+
+const SAME_VERSION: &str = "update gatewayctl and gatewayd to the same version";
 
 /// Owner and group; the unit gives the group to those who may look.
 const SOCKET_MODE: u32 = 0o660;

@@ -114,8 +114,7 @@ pub async fn enroll(
     let ticket = Ticket::parse(ticket)?;
     let service = choose(services, wanted, &ticket)?;
     let key = Fingerprint::new(KeyKind::ServiceIdentity, ticket.service);
-    let known = service.peer();
-    if let Some(peer) = known.as_ref().filter(|peer| peer.key != key) {
+    if let Some(peer) = service.peer().filter(|peer| peer.key != key) {
         return Err(EnrollError::OtherService {
             found: key.to_string(),
             pinned: peer.key.to_string(),
@@ -123,14 +122,18 @@ pub async fn enroll(
     }
     let parsed = ticket.urls.iter().filter_map(|url| url.parse().ok());
     let addresses: Vec<Address> = parsed.collect();
-    service
-        .set_peer(key, addresses.clone(), false)
-        .await
-        .map_err(EnrollError::State)?;
+    // Only an enrolment that succeeds changes the peer.
+    let candidate = service.candidate(key, addresses.clone(), false).await;
+    let candidate = candidate.map_err(EnrollError::State)?;
 
-    let granted = try_addresses(&ticket, identity, service).await;
-    let (via, name) = granted.inspect_err(|_| service.restore_peer(known))?;
-    keep(identity, service, file, &name, key, &addresses).await?;
+    let (via, name) = try_addresses(&ticket, identity, service, &candidate).await?;
+    let granted = EnrolledService {
+        key: key.to_string(),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
+    };
+    keep(identity, service, file, &name, granted).map_err(EnrollError::State)?;
+    let named = service.set_peer(key, addresses, true).await;
+    named.map_err(EnrollError::State)?;
     Ok(Enrolled {
         name,
         service: service.name.clone(),
@@ -175,18 +178,18 @@ fn choose<'a>(
     }
 }
 
-/// Tries each address once; only an unreachable one leads to the next.
+/// Tries each address once; one whose link fails leads to the next.
 async fn try_addresses(
     ticket: &Ticket,
     identity: &Identity,
     service: &Service,
+    peer: &Peer,
 ) -> Result<(String, String), EnrollError> {
-    let peer = service.peer().ok_or(EnrollError::NoAddress)?;
     let mut last = EnrollError::NoAddress;
     for address in &peer.addresses {
         let attempt = tokio::time::timeout(
             ENROL_TIME_MAX,
-            enroll_at(address, ticket, identity, service, &peer),
+            enroll_at(address, ticket, identity, service, peer),
         );
         match attempt.await {
             Ok(Ok(name)) => return Ok((address.host().to_owned(), name)),
@@ -221,15 +224,13 @@ async fn enroll_at(
         (Err(EnrollError::Link(LinkError::Ended)), Err(error)) => return Err(error.into()),
         (outcome, _) => outcome?,
     };
-    match outcome.code {
-        EnrolCode::Ok => outcome
-            .name
-            .ok_or_else(|| EnrollError::Protocol("no name was given".into())),
-        code => Err(EnrollError::Refused {
-            code,
-            words: outcome.detail.unwrap_or_else(|| code.to_string()),
-        }),
+    let code = outcome.code;
+    if code != EnrolCode::Ok {
+        let words = outcome.detail.unwrap_or_else(|| code.to_string());
+        return Err(EnrollError::Refused { code, words });
     }
+    let name = outcome.name;
+    name.ok_or_else(|| EnrollError::Protocol("no name was given".into()))
 }
 
 /// The four messages.
@@ -273,7 +274,7 @@ async fn converse(
         possession: identity
             .sign(possession)
             .await
-            .map_err(|error| LinkError::LocalKey(error))?,
+            .map_err(LinkError::LocalKey)?,
     };
     messages.send(&evidence.encode()).await?;
     Outcome::decode(&receive(&mut messages).await?).map_err(protocol)
@@ -288,30 +289,20 @@ fn protocol(error: wire::WireError) -> EnrollError {
     EnrollError::Protocol(error.to_string())
 }
 
-async fn keep(
+/// Writes down who knows this gateway now.
+fn keep(
     identity: &Identity,
     service: &Service,
     file: &EnrolmentFile,
     name: &str,
-    key: Fingerprint,
-    addresses: &[Address],
-) -> Result<(), EnrollError> {
+    granted: EnrolledService,
+) -> anyhow::Result<()> {
     file.change(|content| {
         content.gateway = Some(identity.fingerprint().to_string());
         content.name = Some(name.to_owned());
-        content.services.insert(
-            service.name.clone(),
-            EnrolledService {
-                key: key.to_string(),
-                addresses: addresses.iter().map(ToString::to_string).collect(),
-            },
-        );
-    })
-    .map_err(EnrollError::State)?;
-    service
-        .set_peer(key, addresses.to_vec(), true)
-        .await
-        .map_err(EnrollError::State)
+        content.services.insert(service.name.clone(), granted);
+    })?;
+    Ok(())
 }
 
 fn refusal_advice(code: EnrolCode) -> &'static str {

@@ -90,11 +90,22 @@ pub async fn run(hsm: Hsm, slot: Arc<IdentitySlot>, stop: CancellationToken) -> 
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     let mut last_problem = String::new();
     while slot.borrow().is_none() {
-        match hsm.load().await {
+        // A TPM that hangs does not hold up the end.
+        let Some(loaded) = stop.run_until_cancelled(hsm.load()).await else {
+            return Ok(());
+        };
+        match loaded {
             Ok(public) => {
                 let identity = Identity::new(hsm.clone(), public)?;
                 tracing::info!(gateway = %identity.fingerprint().short(), "identity loaded");
-                slot.send_replace(Some(Arc::new(identity)));
+                slot.send_if_modified(|slot| {
+                    // `gatewayctl init` may have made a newer one meanwhile.
+                    let empty = slot.is_none();
+                    if empty {
+                        *slot = Some(Arc::new(identity));
+                    }
+                    empty
+                });
                 break;
             }
             Err(HsmError::NotProvisioned { .. }) => {
@@ -111,7 +122,7 @@ pub async fn run(hsm: Hsm, slot: Arc<IdentitySlot>, stop: CancellationToken) -> 
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(backoff.next()) => {}
+            () = tokio::time::sleep(backoff.pause()) => {}
         }
     }
     stop.cancelled().await;

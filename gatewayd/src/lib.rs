@@ -24,6 +24,9 @@ pub mod uplink;
 mod upload;
 pub mod watchdog;
 
+#[cfg(test)]
+mod fixture;
+
 /// An error and its causes in one line, without saying the same twice.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -38,4 +41,26 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The mistakes of a configuration, or why it cannot be read, as a person reads it.
+#[must_use]
+pub fn config_complaint(error: &config::ConfigError) -> String {
+    match error {
+        config::ConfigError::Mistakes(mistakes) => mistakes.to_string(),
+        config::ConfigError::Unreadable { .. } => format!(
+            "error: {}\ndo: check that it exists and that this user may read it",
+            chain(error)
+        ),
+    }
+}
+
+/// Whether the disk may take tomorrow what it refuses now. After any other error of the spool the
+/// daemon has to start afresh.
+fn passes(error: &spool::SpoolError) -> bool {
+    use spool::SpoolError as E;
+    matches!(
+        error,
+        E::Full | E::Reserved { .. } | E::Disk { .. } | E::InUse { .. }
+    )
 }

@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use wire::{Measurement, Reading, Value};
+use zeroize::Zeroizing;
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -170,12 +171,12 @@ pub struct InitAnswer {
     pub vendor: String,
 }
 
-/// Body of `POST /v1/enroll`.
-#[derive(Clone, Serialize, Deserialize)]
+/// Body of `POST /v1/enroll`. It holds a secret, so it is not shown in a log.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnrollRequest {
     /// The ticket's text.
-    pub ticket: String,
+    pub ticket: Zeroizing<String>,
     /// Which `[[service]]` it is for, where that is not clear.
     #[serde(default)]
     pub service: Option<String>,
@@ -231,7 +232,10 @@ impl ChannelStatus {
         let value = match &self.value {
             serde_json::Value::Null => "-".to_owned(),
             serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
+            other @ (serde_json::Value::Bool(_)
+            | serde_json::Value::Number(_)
+            | serde_json::Value::Array(_)
+            | serde_json::Value::Object(_)) => other.to_string(),
         };
         match &self.unit {
             Some(unit) => format!("{value} {unit}"),

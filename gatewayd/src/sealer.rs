@@ -1,13 +1,20 @@
 //! Seals batches, one chain of epochs for each lane, and puts them on the medium.
 
 mod held;
+mod lane;
 mod outlet;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use channel::Fingerprint;
-use spool::Spool;
-use tokio::sync::{mpsc, watch};
+use anyhow::Context;
+use channel::{Fingerprint, RecordPublicKey, Statement};
+use spool::{Spool, SpoolError};
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
 
 pub use self::outlet::Outlet;
 use crate::{
@@ -29,12 +36,29 @@ pub struct Run {
     pub spool: Spool,
     /// Who this gateway is; `None` before `gatewayctl init`.
     pub gateway: watch::Receiver<Option<Fingerprint>>,
+    /// Where each stored batch is marked.
+    pub progress: Progress,
 }
 
 /// The one task that seals.
 pub struct Sealer {
     outlets: Vec<Outlet>,
     progress: Progress,
+}
+
+/// Who seals to whom, at this moment.
+struct Parties {
+    gateway: Fingerprint,
+    service: Fingerprint,
+    statement: Arc<Statement>,
+}
+
+/// Why something was not stored.
+enum StoreError {
+    /// The disk does not take it now: offer it again.
+    Later(SpoolError),
+    /// No use in trying again: the daemon starts afresh.
+    Never(anyhow::Error),
 }
 
 impl Sealer {
@@ -44,16 +68,18 @@ impl Sealer {
         Self { outlets, progress }
     }
 
-    /// Runs until the collector is gone, then closes every epoch.
+    /// Runs until the collector is gone, then closes every epoch. Returns whether every reading is
+    /// on the medium or in the ledger.
     ///
     /// A disk that refuses does not end it: what was sealed is offered again, what was not waits
     /// in bounded memory, and what does not fit there goes to the ledger.
     ///
     /// # Errors
     ///
-    /// If sealing itself fails: the randomness of the machine is gone.
-    pub async fn run(mut self, mut cuts: mpsc::Receiver<Vec<Taken>>) -> anyhow::Result<()> {
+    /// If sealing itself fails, or the spool is broken and must be opened anew.
+    pub async fn run(mut self, mut cuts: mpsc::Receiver<Vec<Taken>>) -> anyhow::Result<bool> {
         let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 cut = cuts.recv() => match cut {
@@ -67,10 +93,35 @@ impl Sealer {
             }
             self.progress.mark(Task::Seal);
         }
+        let mut clean = true;
         for outlet in &mut self.outlets {
-            outlet.close().await?;
+            clean &= outlet.close().await?;
         }
-        Ok(())
+        Ok(clean)
+    }
+}
+
+impl Parties {
+    /// The key to which new epochs are opened.
+    fn record_key(&self) -> anyhow::Result<&RecordPublicKey> {
+        let first = self.statement.record_keys().first();
+        first.context("a statement has a record key")
+    }
+}
+
+impl From<SpoolError> for StoreError {
+    fn from(error: SpoolError) -> Self {
+        if crate::passes(&error) {
+            Self::Later(error)
+        } else {
+            Self::Never(anyhow::Error::new(error).context("the spool does not work"))
+        }
+    }
+}
+
+impl From<anyhow::Error> for StoreError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Never(error)
     }
 }
 

@@ -49,7 +49,7 @@ pub struct LinkNote {
     pub via: Option<String>,
     /// Boot time in milliseconds of the last ack.
     pub last_ack_ms: Option<u64>,
-    /// Boot time in milliseconds since which something waits for an ack.
+    /// Boot time in milliseconds at which the oldest batch that waits for an ack was sent.
     pub unacked_since_ms: Option<u64>,
     /// Readings acknowledged since the daemon started.
     pub acked_readings: u64,
@@ -67,12 +67,26 @@ pub enum LinkState {
     Waiting,
     /// Dialling or in the handshake.
     Connecting,
-    /// A session is open and nothing waits for an ack longer than a minute.
+    /// A session is open; seen through [`LinkNote::state_at`], nothing waits for an ack longer than
+    /// a minute.
     Connected,
     /// A session is open and a backlog is on its way.
     Draining,
     /// The service refuses this gateway.
     Refused,
+}
+
+impl LinkNote {
+    /// The state at boot time `now_ms`, given the age of the oldest reading that waits: connected
+    /// means that nothing waits for an ack longer than a minute.
+    #[must_use]
+    pub fn state_at(&self, now_ms: u64, oldest_age_ms: u64) -> LinkState {
+        let unacked_ms = self.unacked_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
+        if self.state == LinkState::Connected && UNACKED_MAX_MS < unacked_ms.max(oldest_age_ms) {
+            return LinkState::Draining;
+        }
+        self.state
+    }
 }
 
 impl LinkState {
@@ -125,6 +139,22 @@ impl Service {
         addresses: Vec<Address>,
         enrolled: bool,
     ) -> anyhow::Result<()> {
+        let peer = self.candidate(key, addresses, enrolled).await?;
+        self.peer.send_replace(Some(peer));
+        Ok(())
+    }
+
+    /// The peer as [`set_peer`](Self::set_peer) would name it: for an enrolment that may yet fail.
+    ///
+    /// # Errors
+    ///
+    /// If the spool cannot be read.
+    pub async fn candidate(
+        &self,
+        key: Fingerprint,
+        addresses: Vec<Address>,
+        enrolled: bool,
+    ) -> anyhow::Result<Peer> {
         let kept = self.spool.get(&statement_key(&key)).await?;
         let statement = kept.and_then(|bytes| {
             Statement::verify(&bytes, &key)
@@ -134,13 +164,12 @@ impl Service {
                 .ok()
         });
         let configured = Some(&self.addresses).filter(|configured| !configured.is_empty());
-        self.peer.send_replace(Some(Peer {
+        Ok(Peer {
             key,
             addresses: configured.cloned().unwrap_or(addresses),
             enrolled,
             statement: statement.map(Arc::new),
-        }));
-        Ok(())
+        })
     }
 
     /// Takes back that the service knows this gateway: its identity is a new one.
@@ -150,11 +179,6 @@ impl Service {
                 peer.enrolled = false;
             }
         });
-    }
-
-    /// Puts back what was known of the peer before an enrolment that failed.
-    pub fn restore_peer(&self, peer: Option<Peer>) {
-        self.peer.send_replace(peer);
     }
 
     /// The peer as known now.
@@ -203,10 +227,13 @@ impl KeepStatement for Service {
             let key = statement_key(&statement.fingerprint());
             let kept = self.spool.put(&key, statement.bytes().to_vec()).await;
             kept.map_err(io::Error::other)?;
-            self.peer.send_modify(|peer| {
-                if let Some(peer) = peer {
+            // While a gateway enrols, the service is not its peer yet.
+            self.peer.send_if_modified(|peer| match peer {
+                Some(peer) if peer.key == statement.fingerprint() => {
                     peer.statement = Some(Arc::new(statement.clone()));
+                    true
                 }
+                Some(_) | None => false,
             });
             tracing::info!(
                 service = self.name,
@@ -221,4 +248,28 @@ impl KeepStatement for Service {
 /// Under which name the spool keeps the newest statement of a service.
 fn statement_key(service: &Fingerprint) -> String {
     format!("statement:{}", HEXLOWER.encode(service.bytes()))
+}
+
+/// ux.md 1: connected means that nothing waits for an ack longer than this.
+const UNACKED_MAX_MS: u64 = 60_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connected_means_that_nothing_waits_for_an_ack_longer_than_a_minute() {
+        let note = LinkNote {
+            state: LinkState::Connected,
+            unacked_since_ms: Some(1_000),
+            ..LinkNote::default()
+        };
+        assert_eq!(note.state_at(61_000, 0), LinkState::Connected);
+        assert_eq!(note.state_at(61_001, 0), LinkState::Draining);
+        assert_eq!(note.state_at(1_000, 60_001), LinkState::Draining);
+        assert_eq!(
+            LinkNote::default().state_at(61_001, 60_001),
+            LinkState::Waiting
+        );
+    }
 }

@@ -30,49 +30,76 @@ pub async fn run(
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     loop {
         let identity_now = identity.borrow_and_update().clone();
-        let signed = match &identity_now {
-            Some(identity) => sign_waiting(&spool, run_id, identity).await,
-            None => Ok(()),
+        let signing = async {
+            match &identity_now {
+                Some(identity) => sign_waiting(&spool, run_id, identity).await,
+                None => Ok(()),
+            }
         };
-        let retry = match signed {
+        // A TPM that hangs does not hold up the end.
+        let Some(signed) = stop.run_until_cancelled(signing).await else {
+            return Ok(());
+        };
+        let pause = match signed {
             Ok(()) => {
                 backoff.reset();
                 None
             }
             Err(error) => {
                 tracing::warn!("epoch headers wait: {error:#}");
-                Some(backoff.next())
+                Some(backoff.pause())
             }
         };
+        // All of these may be dropped and asked again.
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            changed = changed.changed(), if retry.is_none() => changed?,
-            _ = identity.changed(), if retry.is_none() => {}
-            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+            changed = changed.changed(), if pause.is_none() => changed?,
+            changed = identity.changed() => changed?,
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
         }
     }
 }
 
 async fn sign_waiting(spool: &Spool, run_id: [u8; 16], identity: &Identity) -> anyhow::Result<()> {
-    for (epoch_id, payload) in spool.unsigned_headers().await? {
-        let header = UnsignedHeader::from_payload(&payload)?;
-        if header.terms().gateway != identity.fingerprint() {
-            // Made under an identity that is gone; nobody can vouch for it any more.
-            spool.set_aside(epoch_id).await?;
-            tracing::warn!("an epoch of an earlier identity is set aside");
-            continue;
+    loop {
+        // At most so many at once, so ask until there are none.
+        let waiting = spool.unsigned_headers().await?;
+        if waiting.is_empty() {
+            return Ok(());
         }
-        let signer = if header.terms().run_id == run_id {
-            HeaderSigner::Own
-        } else {
-            HeaderSigner::Adopted
-        };
-        let signature = identity.sign(header.digest(signer)).await?;
-        spool
-            .sign_header(epoch_id, header.finish(signature))
-            .await?;
-        tracing::debug!(?signer, "epoch header signed");
+        for (epoch_id, payload) in waiting {
+            match UnsignedHeader::from_payload(&payload) {
+                Ok(header) if header.terms().gateway == identity.fingerprint() => {
+                    sign(spool, run_id, identity, &header).await?;
+                }
+                other => {
+                    // Made under an identity that is gone, or damaged: nobody can vouch for it any
+                    // more. It keeps its payload, and waits for no signature.
+                    tracing::warn!(damaged = other.is_err(), "an epoch is set aside unsigned");
+                    spool.set_aside(epoch_id).await?;
+                    spool.sign_header(epoch_id, payload).await?;
+                }
+            }
+        }
     }
+}
+
+async fn sign(
+    spool: &Spool,
+    run_id: [u8; 16],
+    identity: &Identity,
+    header: &UnsignedHeader,
+) -> anyhow::Result<()> {
+    let signer = if header.terms().run_id == run_id {
+        HeaderSigner::Own
+    } else {
+        HeaderSigner::Adopted
+    };
+    let signature = identity.sign(header.digest(signer)).await?;
+    spool
+        .sign_header(header.epoch_id(), header.finish(signature))
+        .await?;
+    tracing::debug!(?signer, "epoch header signed");
     Ok(())
 }
 

@@ -68,6 +68,18 @@ pub fn detach(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
 
+/// Does something to its end even if the caller gives up waiting, as when a client hangs up in the
+/// midst of a change.
+///
+/// # Errors
+///
+/// If it panics.
+pub async fn finish<T: Send + 'static>(
+    task: impl Future<Output = T> + Send + 'static,
+) -> Result<T, JoinError> {
+    tokio::spawn(task).await
+}
+
 /// Turns the end of one task into the fate of the daemon.
 fn judge(end: Result<(String, anyhow::Result<()>), JoinError>, asked: bool) -> anyhow::Result<()> {
     match end {

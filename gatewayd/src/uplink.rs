@@ -1,12 +1,18 @@
 //! Keeps a session to one service and delivers over it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::Context;
 use channel::{Admission, InitiatorConfig, Purpose, Suite};
 use link::{Address, LinkError, StreamName};
 use spool::Spool;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -14,7 +20,7 @@ use crate::{
     clock::Clock,
     identity::Identity,
     service::{LinkState, Peer, Service},
-    upload::Upload,
+    upload::{Ends, Memory, Upload},
     watchdog::{Progress, Task},
 };
 
@@ -25,6 +31,7 @@ pub struct Uplink {
     clock: Clock,
     identity: watch::Receiver<Option<Arc<Identity>>>,
     progress: Progress,
+    memory: Mutex<Memory>,
 }
 
 impl Uplink {
@@ -43,6 +50,7 @@ impl Uplink {
             clock,
             identity,
             progress,
+            memory: Mutex::default(),
         }
     }
 
@@ -54,6 +62,7 @@ impl Uplink {
     /// If the spool's thread is gone.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let mut marks = tokio::time::interval(MARK_INTERVAL);
+        marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let progress = self.progress.clone();
         let alive = async {
             loop {
@@ -72,20 +81,23 @@ impl Uplink {
         let mut attempt = 0_usize;
         while let Some(target) = stop.run_until_cancelled(self.target(attempt)).await {
             let (identity, peer, address) = target?;
-            match self
-                .deliver(&identity, &peer, &address, (&mut backoff, stop))
-                .await
-            {
+            let began = Instant::now();
+            let acked_ms = self.service.link().last_ack_ms;
+            let ended = self.deliver(&identity, &peer, &address, stop).await;
+            let useful = acked_ms != self.service.link().last_ack_ms;
+            if (useful || STEADY_MIN <= began.elapsed()) && !matches!(ended, Err(Failure::Protocol(_))) {
+                backoff.reset();
+            }
+            match ended {
                 Ok(()) => self.note_problem("the session was closed", "wait; it is opened again"),
-                Err(Failure::Link(error)) => self.note_link_error(&error),
-                Err(Failure::Protocol(what)) => {
-                    self.note_problem(&what, "update both sides to the same version");
-                }
-                Err(Failure::Local(error)) => return Err(error),
+                Err(failure) => self.note_failure(failure)?,
             }
             attempt = attempt.wrapping_add(1);
-            let pause = tokio::time::sleep(backoff.next());
-            if stop.run_until_cancelled(pause).await.is_none() {
+            if stop
+                .run_until_cancelled(self.pause(backoff.pause()))
+                .await
+                .is_none()
+            {
                 break;
             }
         }
@@ -110,13 +122,23 @@ impl Uplink {
         Ok((identity, peer, address))
     }
 
-    /// One session, until it ends. When the daemon stops, the service is told.
+    /// Waits, but not when there is a new identity or a new enrolment to try.
+    async fn pause(&mut self, pause: Duration) {
+        let mut peers = self.service.peer_changes();
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = peers.changed() => {}
+            _ = self.identity.changed() => {}
+        }
+    }
+
+    /// One session, until it ends. The service is told why it ends.
     async fn deliver(
-        &self,
+        &mut self,
         identity: &Identity,
         peer: &Peer,
         address: &Address,
-        (backoff, stop): (&mut Backoff, &CancellationToken),
+        stop: &CancellationToken,
     ) -> Result<(), Failure> {
         self.service.note_link(|note| {
             note.state = LinkState::Connecting;
@@ -127,33 +149,56 @@ impl Uplink {
         let Some(link) = stop.run_until_cancelled(connect).await else {
             return Ok(());
         };
-        let link = link?;
-        backoff.reset();
-        let (driver, streams) = link.split();
-        let upload = async {
-            let messages = streams.open(StreamName::Upload).await?;
-            self.service.note_link(|note| {
-                note.state = LinkState::Connected;
-                note.problem = None;
-                note.advice = None;
+        let (driver, streams) = link?.split();
+        let ends = Ends {
+            service: *peer.key.bytes(),
+            gateway: *identity.fingerprint().bytes(),
+        };
+        let upload = Upload::new(&self.service, &self.spool, &self.clock, &ends, &self.memory);
+        let upload = async { upload.run(streams.open(StreamName::Upload).await?).await };
+        let changes = &mut self.identity;
+        let conversation = async {
+            // Epochs of a new identity must not go over a session of the old one.
+            let end = tokio::select! {
+                biased;
+                () = stop.cancelled() => Ok(()),
+                _ = changes.changed() => Ok(()),
+                end = upload => end,
+            };
+            streams.close(match end {
+                Err(Failure::Protocol(_)) => Admission::ProtocolError,
+                Ok(()) | Err(_) => Admission::GoingAway,
             });
-            let upload = Upload::new(&self.service, &self.spool, &self.clock, *peer.key.bytes());
-            upload.run(messages).await
+            end
         };
-        let farewell = async {
-            stop.cancelled().await;
-            streams.close(Admission::GoingAway);
-            std::future::pending().await
-        };
-        tokio::select! {
-            end = driver.run() => {
-                let code = end?;
-                tracing::debug!(service = self.service.name, %code, "session closed");
-                Ok(())
+        // The conversation may fail because the link did; then the link knows why.
+        let (conversation, driver) = tokio::join!(conversation, driver.run());
+        match (conversation, driver) {
+            (Ok(()) | Err(Failure::Link(LinkError::Ended | LinkError::Cut)), driver) => {
+                closed_because(driver?)
             }
-            end = upload => end,
-            end = farewell => end,
+            (failed, _) => failed,
         }
+    }
+
+    /// Writes down why a session ended.
+    ///
+    /// # Errors
+    ///
+    /// What the daemon cannot go on with.
+    fn note_failure(&self, failure: Failure) -> anyhow::Result<()> {
+        match failure {
+            Failure::Link(error) => self.note_link_error(&error),
+            Failure::Protocol(what) => {
+                self.note_problem(&what, "update both sides to the same version");
+            }
+            Failure::Later => {
+                self.note_problem("the service takes nothing now", "wait; it is tried again");
+            }
+            Failure::Disk(error) => self.note_problem(&crate::chain(&error), error.advice()),
+            Failure::Local(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn note_link_error(&self, error: &LinkError) {
@@ -178,6 +223,22 @@ impl Uplink {
     }
 }
 
+/// What the reason of a close means to us.
+fn closed_because(reason: Admission) -> Result<(), Failure> {
+    match reason {
+        Admission::Ok | Admission::GoingAway | Admission::Busy => Ok(()),
+        Admission::ProtocolError => Err(Failure::Protocol(
+            "the service calls what we sent wrong".to_owned(),
+        )),
+        Admission::UnknownGateway
+        | Admission::Suspended
+        | Admission::Revoked
+        | Admission::Retired
+        | Admission::Version
+        | Admission::AttestationRequired => Err(Failure::Link(LinkError::Refused(reason))),
+    }
+}
+
 /// How this gateway opens a session.
 pub(crate) fn initiator(identity: &Identity, peer: &Peer, purpose: Purpose) -> InitiatorConfig {
     InitiatorConfig {
@@ -196,6 +257,10 @@ pub(crate) enum Failure {
     Link(LinkError),
     /// The service broke the rules of the upload.
     Protocol(String),
+    /// The service asks to be left alone for now.
+    Later,
+    /// Our own disk, for now: try again.
+    Disk(spool::SpoolError),
     /// Our own spool: give up.
     Local(anyhow::Error),
 }
@@ -208,7 +273,11 @@ impl From<LinkError> for Failure {
 
 impl From<spool::SpoolError> for Failure {
     fn from(error: spool::SpoolError) -> Self {
-        Self::Local(error.into())
+        if crate::passes(&error) {
+            Self::Disk(error)
+        } else {
+            Self::Local(error.into())
+        }
     }
 }
 
@@ -227,6 +296,9 @@ async fn wait_for<T, U>(
 
 /// How often an uplink says that it is alive, connected or not.
 const MARK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A session that held so long was no failure, even if nothing was acknowledged.
+const STEADY_MIN: Duration = Duration::from_secs(60);
 
 /// protocol.md 6.
 const RETRY_MIN: Duration = Duration::from_secs(1);

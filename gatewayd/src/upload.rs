@@ -1,18 +1,24 @@
 //! The gateway's side of stream `upload` (protocol.md 4).
 
+mod feed;
+mod flight;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use link::Messages;
-use spool::{Lane, Spool, StoredBatch, StoredHeader};
+use spool::{Lane, Spool};
 use tokio::sync::Notify;
 use wire::{
     Class,
     upload::{LaneKnown, LaneOffer, ProblemCode, ToGateway, ToService},
 };
 
+use self::{feed::Feed, flight::Flight};
 use crate::{
     clock::Clock,
     service::{LinkState, Service},
@@ -29,31 +35,37 @@ pub(crate) struct Upload<'a> {
     service: &'a Service,
     spool: &'a Spool,
     clock: &'a Clock,
+    /// The service's key.
     key: [u8; 32],
+    /// Whose epochs may go: this session's gateway.
+    gateway: [u8; 32],
+    memory: &'a Mutex<Memory>,
     flight: Mutex<Flight>,
     room: Notify,
 }
 
-/// What was sent and is not acknowledged.
+/// What must outlive a session. It grows with damage only.
 #[derive(Default)]
-struct Flight {
-    window_bytes: usize,
-    bytes: usize,
-    batches: Vec<Sent>,
-    /// By epoch: its lane, and one more than the highest number sent or known to the service.
-    epochs: HashMap<EpochId, (Class, u32)>,
+pub(crate) struct Memory {
+    /// What the service has called altered once.
+    altered: HashSet<(EpochId, Option<u32>)>,
+    /// Damaged batches that are in the ledger.
+    damaged: HashSet<(EpochId, u32)>,
 }
 
-struct Sent {
-    epoch_id: EpochId,
-    number: u32,
-    bytes: usize,
-}
-
-/// Where the sending half stands in one lane.
-struct Cursor {
+/// An epoch of which the service knows less than was already forgotten here.
+struct Lag {
     class: Class,
-    after: Option<(EpochId, u32)>,
+    epoch_id: EpochId,
+    count: u32,
+}
+
+/// Who speaks to whom.
+pub(crate) struct Ends {
+    /// Fingerprint of the service's identity.
+    pub(crate) service: [u8; 32],
+    /// Fingerprint of the gateway's.
+    pub(crate) gateway: [u8; 32],
 }
 
 impl<'a> Upload<'a> {
@@ -61,13 +73,16 @@ impl<'a> Upload<'a> {
         service: &'a Service,
         spool: &'a Spool,
         clock: &'a Clock,
-        key: [u8; 32],
+        ends: &Ends,
+        memory: &'a Mutex<Memory>,
     ) -> Self {
         Self {
             service,
             spool,
             clock,
-            key,
+            key: ends.service,
+            gateway: ends.gateway,
+            memory,
             flight: Mutex::default(),
             room: Notify::new(),
         }
@@ -83,27 +98,35 @@ impl<'a> Upload<'a> {
         let ToGateway::Welcome { window, lanes } = decode(&bytes)? else {
             return Err(protocol("the service did not say welcome"));
         };
-        self.lock().window_bytes = usize::try_from(window)
-            .unwrap_or(WINDOW_MAX)
-            .clamp(WINDOW_MIN, WINDOW_MAX);
+        let window = usize::try_from(window).unwrap_or(WINDOW_MAX);
+        self.lock()
+            .open_window(window.clamp(WINDOW_MIN, WINDOW_MAX));
+        self.service.note_link(|note| {
+            note.state = LinkState::Connected;
+            note.problem = None;
+            note.advice = None;
+        });
+        let mut lags = Vec::new();
         for lane in lanes {
-            self.welcome(lane).await?;
+            lags.extend(self.welcome(lane).await?);
         }
 
         let (mut sender, mut receiver) = messages.split();
         let sending = async {
-            let cursor = |&class: &Class| Cursor { class, after: None };
-            let mut cursors: Vec<_> = Class::ALL.iter().map(cursor).collect();
-            let mut headers = HashSet::new();
-            let mut changed = self.spool.changed();
-            loop {
-                while let Some((class, batch)) = self.next(&mut cursors, &headers).await? {
-                    for message in self.announce(class, &batch, &mut headers).await? {
-                        sender.send(&message).await?;
-                    }
-                    let message = ToService::Batch(batch.bytes).encode();
+            let mut feed = Feed::new(self);
+            for lag in lags {
+                for message in feed.admit(lag).await? {
                     sender.send(&message).await?;
                 }
+            }
+            let mut changed = self.spool.changed();
+            loop {
+                while let Some(messages) = feed.next().await? {
+                    for message in messages {
+                        sender.send(&message).await?;
+                    }
+                }
+                // Both remember what happened since the last look: a permit, a version.
                 tokio::select! {
                     () = self.room.notified() => {}
                     alive = changed.changed() => {
@@ -118,6 +141,7 @@ impl<'a> Upload<'a> {
             }
             Ok(())
         };
+        // Whichever ends first ends the upload; neither is polled again.
         tokio::select! {
             end = sending => end,
             end = receiving => end,
@@ -137,115 +161,56 @@ impl<'a> Upload<'a> {
         Ok(offers)
     }
 
-    /// Forgets what the service has committed, as the welcome tells.
-    async fn welcome(&self, known: LaneKnown) -> Result<(), Failure> {
+    /// Forgets what the service has committed, as the welcome tells; returns what it lacks that
+    /// was forgotten before.
+    async fn welcome(&self, known: LaneKnown) -> Result<Option<Lag>, Failure> {
         if known.chain_id != self.spool.chain_id() {
-            return Ok(());
+            return Ok(None);
         }
-        let lane = self.lane(known.class);
-        let newest = self.spool.lane(lane).await?.newest;
-        let rolled_back = newest.is_none_or(|newest| {
-            newest.index < known.index
-                || (newest.index == known.index && newest.epoch_id != known.epoch_id)
-        });
-        if rolled_back {
-            tracing::error!(
-                service = self.service.name,
-                class = %known.class,
-                "the service knows a newer epoch than this spool: was it rolled back to an old copy?"
-            );
+        let state = self.spool.lane(self.lane(known.class)).await?;
+        let own = state
+            .newest
+            .as_ref()
+            .filter(|newest| newest.epoch_id == known.epoch_id);
+        let count = own.map(|newest| newest.count);
+        let index = state.newest.as_ref().map(|newest| newest.index);
+        if count.is_some_and(|count| count < known.next)
+            || (own.is_none() && index.is_none_or(|index| index <= known.index))
+        {
+            self.note_rolled_back(known.class);
         }
         self.lock()
-            .epochs
-            .insert(known.epoch_id, (known.class, known.next));
-        self.forget(known.class, known.epoch_id, known.next).await
+            .extend(known.class, known.epoch_id, known.next);
+        self.forget(known.class, known.epoch_id, known.next).await?;
+        let lag = count.filter(|count| state.oldest.is_none() && known.next < *count);
+        Ok(lag.map(|count| Lag {
+            class: known.class,
+            epoch_id: known.epoch_id,
+            count,
+        }))
     }
 
-    /// The next batch to send, critical before normal before bulk; `None` when there is none, its
-    /// header is not signed yet, or the window is full.
-    async fn next(
-        &self,
-        cursors: &mut [Cursor],
-        headers: &HashSet<EpochId>,
-    ) -> Result<Option<(Class, StoredBatch)>, Failure> {
-        {
-            let flight = self.lock();
-            if 0 < flight.bytes && flight.window_bytes <= flight.bytes {
-                return Ok(None);
-            }
-        }
-        for cursor in cursors {
-            let lane = self.lane(cursor.class);
-            let found = self.spool.read(lane, cursor.after, 1).await?;
-            let Some(batch) = found.into_iter().next() else {
-                continue;
-            };
-            let announced = headers.contains(&batch.epoch_id);
-            if !announced && !self.is_signed(batch.epoch_id).await? {
-                continue;
-            }
-            cursor.after = Some((batch.epoch_id, batch.number));
-            return Ok(Some((cursor.class, batch)));
-        }
-        Ok(None)
-    }
-
-    async fn is_signed(&self, epoch_id: EpochId) -> Result<bool, Failure> {
-        let header = self.spool.header(epoch_id).await?;
-        Ok(matches!(header, Some(StoredHeader::Signed(_))))
-    }
-
-    /// What must be said before a batch: its epoch's header, and that what is missing before it
-    /// is gone. Enters the batch into the flight.
-    async fn announce(
-        &self,
-        class: Class,
-        batch: &StoredBatch,
-        headers: &mut HashSet<EpochId>,
-    ) -> Result<Vec<Vec<u8>>, Failure> {
-        let mut messages = Vec::new();
-        if headers.insert(batch.epoch_id)
-            && let Some(StoredHeader::Signed(header)) = self.spool.header(batch.epoch_id).await?
-        {
-            messages.push(ToService::Header(header).encode());
-        }
-        let mut flight = self.lock();
-        let (_, next) = flight.epochs.entry(batch.epoch_id).or_insert((class, 0));
-        if *next < batch.number {
-            let below = ToService::Below {
-                chain_id: self.spool.chain_id(),
-                epoch_id: batch.epoch_id,
-                from: batch.number,
-            };
-            messages.push(below.encode());
-        }
-        *next = (*next).max(batch.number.saturating_add(1));
-        flight.bytes += batch.bytes.len();
-        flight.batches.push(Sent {
-            epoch_id: batch.epoch_id,
-            number: batch.number,
-            bytes: batch.bytes.len(),
-        });
-        drop(flight);
-        let now = self.clock.now().boottime_ms;
+    fn note_rolled_back(&self, class: Class) {
+        tracing::error!(
+            service = self.service.name,
+            %class,
+            "the service knows more of this spool's chain than the spool does: an old copy?"
+        );
         self.service.note_link(|note| {
-            let since = *note.unacked_since_ms.get_or_insert(now);
-            if UNACKED_MAX_MS < now.saturating_sub(since) {
-                note.state = LinkState::Draining;
-            }
+            note.problem = Some("the spool is an old copy of itself".to_owned());
+            note.advice = Some("find out who put it back; readings may be missing".to_owned());
         });
-        Ok(messages)
     }
 
     async fn take(&self, message: ToGateway) -> Result<(), Failure> {
         match message {
             ToGateway::Ack { epoch_id, next } => {
-                let known = self.lock().epochs.get(&epoch_id).copied();
-                let Some((class, sent)) = known else {
+                let known = self.lock().reach(&epoch_id);
+                let Some((class, reach)) = known else {
                     tracing::warn!(service = self.service.name, "ack for an unknown epoch");
                     return Ok(());
                 };
-                if sent < next {
+                if reach < next {
                     return Err(protocol("an ack passes what was sent"));
                 }
                 self.forget(class, epoch_id, next).await
@@ -259,6 +224,7 @@ impl<'a> Upload<'a> {
         }
     }
 
+    /// What the service cannot take must not hold up the rest of the lane.
     async fn problem(
         &self,
         epoch_id: EpochId,
@@ -266,41 +232,49 @@ impl<'a> Upload<'a> {
         code: ProblemCode,
     ) -> Result<(), Failure> {
         let service = &self.service.name;
-        tracing::error!(service, number, %code, "the service cannot take an epoch or batch");
-        match code {
-            ProblemCode::Unopenable | ProblemCode::NotYours | ProblemCode::TooLarge => {
-                self.spool.set_aside(epoch_id).await?;
-            }
-            // Kept; offered again in the next session.
-            ProblemCode::Altered | ProblemCode::Later => {}
+        if self.lock().reach(&epoch_id).is_none() {
+            tracing::warn!(service, %code, "a problem with an unknown epoch");
+            return Ok(());
         }
-        self.land(|sent| sent.epoch_id == epoch_id && number.is_none_or(|n| n == sent.number));
+        let first = match code {
+            ProblemCode::Unopenable | ProblemCode::NotYours | ProblemCode::TooLarge => false,
+            // It was intact when it was read: sent once more, in a new session.
+            ProblemCode::Altered => self.memory().altered.insert((epoch_id, number)),
+            ProblemCode::Later => return Err(Failure::Later),
+        };
+        if first {
+            return Err(protocol("the service calls a batch altered"));
+        }
+        tracing::error!(service, number, %code, "the service cannot take an epoch: it is set aside");
+        self.spool.set_aside(epoch_id).await?;
+        self.land(|sent| sent.epoch_id == epoch_id);
         Ok(())
     }
 
     /// Only here does the spool forget: the service has committed everything below `next`.
     async fn forget(&self, class: Class, epoch_id: EpochId, next: u32) -> Result<(), Failure> {
         let acked = self.spool.ack(self.lane(class), epoch_id, next).await?;
-        let left = self.land(|sent| sent.epoch_id == epoch_id && sent.number < next);
         let now = self.clock.now().boottime_ms;
         self.service.note_link(|note| {
             note.last_ack_ms = Some(now);
             note.acked_readings += acked.readings;
-            note.unacked_since_ms = (0 < left).then_some(now);
-            note.state = LinkState::Connected;
         });
+        self.land(|sent| sent.epoch_id == epoch_id && sent.number < next);
         Ok(())
     }
 
-    /// Takes batches out of the flight and returns how many are left in it.
-    fn land(&self, landed: impl Fn(&Sent) -> bool) -> usize {
-        let mut flight = self.lock();
-        flight.batches.retain(|sent| !landed(sent));
-        flight.bytes = flight.batches.iter().map(|sent| sent.bytes).sum();
-        let left = flight.batches.len();
-        drop(flight);
+    /// Takes batches out of the flight; there may be room for others.
+    fn land(&self, landed: impl Fn(&flight::Sent) -> bool) {
+        self.lock().land(landed);
+        self.note_flight();
         self.room.notify_one();
-        left
+    }
+
+    /// Writes down since when something waits for an ack.
+    fn note_flight(&self) {
+        let oldest_ms = self.lock().oldest_ms();
+        self.service
+            .note_link(|note| note.unacked_since_ms = oldest_ms);
     }
 
     fn lane(&self, class: Class) -> Lane {
@@ -312,6 +286,10 @@ impl<'a> Upload<'a> {
 
     fn lock(&self) -> MutexGuard<'_, Flight> {
         self.flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -326,6 +304,3 @@ fn protocol(what: &str) -> Failure {
 /// protocol.md 4: the bounds of the window.
 const WINDOW_MIN: usize = 64 * 1024;
 const WINDOW_MAX: usize = 8 * 1024 * 1024;
-
-/// ux.md 1: connected means that nothing waits for an ack longer than this.
-const UNACKED_MAX_MS: u64 = 60_000;

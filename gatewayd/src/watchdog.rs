@@ -67,10 +67,13 @@ impl Progress {
 
     /// Says that the task got on.
     pub fn mark(&self, task: Task) {
-        let now = self.clock.now().boottime_ms;
+        self.mark_at(task, self.clock.now().boottime_ms);
+    }
+
+    fn mark_at(&self, task: Task, now_ms: u64) {
         for (other, mark) in self.marks.iter() {
             if *other == task {
-                mark.store(now, Ordering::Relaxed);
+                mark.store(now_ms, Ordering::Relaxed);
             }
         }
     }
@@ -82,12 +85,11 @@ impl Progress {
             .map(|(task, mark)| (*task, mark.load(Ordering::Relaxed)))
     }
 
-    /// The first task that has stood still longer than [`STANDSTILL_MAX`], if any has.
-    fn wedged(&self) -> Option<Task> {
-        let now = self.clock.now().boottime_ms;
+    /// The first task that at `now_ms` has stood still longer than [`STANDSTILL_MAX`], if any has.
+    fn wedged(&self, now_ms: u64) -> Option<Task> {
         let limit = u64::try_from(STANDSTILL_MAX.as_millis()).unwrap_or(u64::MAX);
         self.marks()
-            .find(|(_, mark)| limit < now.saturating_sub(*mark))
+            .find(|(_, mark)| limit < now_ms.saturating_sub(*mark))
             .map(|(task, _)| task)
     }
 }
@@ -105,7 +107,7 @@ pub async fn run(progress: Progress, stop: CancellationToken) -> anyhow::Result<
             () = stop.cancelled() => return Ok(()),
             _ = ticks.tick() => {}
         }
-        match progress.wedged() {
+        match progress.wedged(progress.clock.now().boottime_ms) {
             None => {
                 told = false;
                 notify(systemd::daemon::STATE_WATCHDOG, "1");
@@ -144,3 +146,32 @@ const FEED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The slowest honest step, a storing write on a worn SD card, takes seconds.
 const STANDSTILL_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_stands_still_is_noticed_and_one_that_gets_on_again_is_not() {
+        let progress = Progress::new(Clock::new().unwrap());
+        let started = progress.started_ms();
+        assert_eq!(progress.wedged(started + 30_000), None);
+        assert_eq!(progress.wedged(started + 30_001), Some(Task::Collect));
+
+        let later = started + 20_000;
+        progress.mark_at(Task::Collect, later);
+        progress.mark_at(Task::Uplink, later);
+
+        assert_eq!(progress.wedged(started + 30_001), Some(Task::Seal));
+        progress.mark_at(Task::Seal, later);
+        assert_eq!(progress.wedged(later + 30_000), None);
+    }
+
+    #[test]
+    fn a_mark_is_made_with_the_time_since_boot() {
+        let progress = Progress::new(Clock::new().unwrap());
+        progress.mark_at(Task::Uplink, 0);
+        progress.mark(Task::Uplink);
+        assert_eq!(progress.wedged(progress.started_ms()), None);
+    }
+}

@@ -1,5 +1,7 @@
 //! What may be looked at: status and live readings.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     body::Body,
@@ -8,12 +10,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
+use spool::LaneStatus;
 use tokio_stream::{
     StreamExt, wrappers::BroadcastStream, wrappers::errors::BroadcastStreamRecvError,
 };
-use wire::Reading;
+use wire::{Reading, Time};
 
-use super::{Control, Refusal, refuse};
+use super::{Control, Refusal, unavailable};
 use crate::{
     board::SensorNote,
     report::{
@@ -30,18 +33,14 @@ pub(super) async fn status(State(control): State<Control>) -> Result<Json<Status
         .spool
         .status()
         .await
-        .map_err(|error| refuse("cannot read the spool", &error, error.advice()))?;
+        .map_err(|error| unavailable("cannot read the spool", &error, error.advice()))?;
     let services = control.services.iter().map(|service| {
         let lanes = spool.lanes.iter().filter(|lane| {
             service
                 .peer()
                 .is_some_and(|peer| *peer.key.bytes() == lane.lane.service)
         });
-        service_status(
-            service,
-            lanes.map(|lane| lane.batches).sum(),
-            now.boottime_ms,
-        )
+        service_status(service, lanes, now)
     });
     let identity = control.identity.borrow().clone();
     Ok(Json(Status {
@@ -115,7 +114,17 @@ pub(super) fn backlog(status: &spool::Status) -> u64 {
 }
 
 async fn tpm_status(control: &Control) -> TpmStatus {
-    let health = control.hsm.health().await;
+    // Whoever looks does not wait for a TPM that hangs.
+    let Ok(health) = tokio::time::timeout(TPM_TIME_MAX, control.hsm.health()).await else {
+        return TpmStatus {
+            state: hsm::TpmState::Busy.to_string(),
+            lockout_count: None,
+            lockout_max: None,
+            vendor: None,
+            problem: Some(format!("it did not answer within {TPM_TIME_MAX:?}")),
+            r#do: Some("look again; if it stays so, restart the machine".into()),
+        };
+    };
     // A TPM that could not be asked says nothing of itself.
     let asked = !health.vendor.is_empty();
     let problem = health.problem.as_ref();
@@ -129,16 +138,28 @@ async fn tpm_status(control: &Control) -> TpmStatus {
     }
 }
 
-fn service_status(service: &Service, batches: u64, now_ms: u64) -> ServiceStatus {
+fn service_status<'a>(
+    service: &Service,
+    lanes: impl Iterator<Item = &'a LaneStatus>,
+    now: Time,
+) -> ServiceStatus {
+    let (mut batches, mut oldest_age_ms) = (0, 0);
+    for lane in lanes {
+        batches += lane.batches;
+        let age_ms = lane.oldest_ms.map_or(0, |at| now.wall_ms.saturating_sub(at));
+        oldest_age_ms = oldest_age_ms.max(u64::try_from(age_ms).unwrap_or(0));
+    }
     let peer = service.peer();
     let link = service.link();
+    let state = link.state_at(now.boottime_ms, oldest_age_ms);
+    let since = |at: u64| now.boottime_ms.saturating_sub(at) / 1000;
     ServiceStatus {
         name: service.name.clone(),
         key: peer.as_ref().map(|peer| peer.key.to_string()),
         enrolled: peer.is_some_and(|peer| peer.enrolled),
-        uplink: link.state.word().into(),
+        uplink: state.word().into(),
         via: link.via,
-        last_ack_seconds: link.last_ack_ms.map(|at| now_ms.saturating_sub(at) / 1000),
+        last_ack_seconds: link.last_ack_ms.map(since),
         backlog_batches: batches,
         problem: link.problem,
         r#do: link.advice,
@@ -159,3 +180,6 @@ fn sensor_status(note: SensorNote, now_ms: u64) -> SensorStatus {
         problem: note.problem,
     }
 }
+
+/// The slowest TPMs answer such a question within 600 ms.
+const TPM_TIME_MAX: Duration = Duration::from_secs(2);

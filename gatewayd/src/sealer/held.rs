@@ -33,10 +33,10 @@ pub(super) struct Dropped {
 
 impl Held {
     pub(super) fn push(&mut self, taken: &Taken) {
-        if READINGS_MAX <= self.len() {
+        of_class(&mut self.by_class, taken.class).push_back(taken.reading.clone());
+        if READINGS_MAX < self.len() {
             self.drop_one();
         }
-        of_class(&mut self.by_class, taken.class).push_back(taken.reading.clone());
     }
 
     /// Takes the oldest of a class, at most `readings_max`.
@@ -54,14 +54,15 @@ impl Held {
         }
     }
 
-    /// What was dropped of a class since the last call, for the ledger of run `run_id`.
-    pub(super) fn take_loss(&mut self, class: Class, run_id: [u8; 16]) -> Option<Dropped> {
-        let lost = std::mem::take(of_class(&mut self.lost, class));
+    /// What was dropped of a class and is not [forgotten](Self::forget_loss), for the ledger of run
+    /// `run_id`.
+    pub(super) fn loss(&mut self, class: Class, run_id: [u8; 16]) -> Option<Dropped> {
+        let lost = of_class(&mut self.lost, class);
         let from_ms = lost.values().map(|lost| lost.from_ms).min()?;
         let until_ms = lost.values().map(|lost| lost.until_ms).max()?;
         let tallies = lost
-            .into_iter()
-            .map(|(sensor_number, lost)| Tally {
+            .iter()
+            .map(|(&sensor_number, lost)| Tally {
                 sensor_number,
                 run_id,
                 first: lost.first,
@@ -76,19 +77,15 @@ impl Held {
         })
     }
 
-    fn len(&self) -> usize {
-        self.by_class.iter().map(VecDeque::len).sum()
+    /// The ledger has what was dropped of this class.
+    pub(super) fn forget_loss(&mut self, class: Class) {
+        of_class(&mut self.lost, class).clear();
     }
 
-    fn drop_one(&mut self) {
-        let lowest_first = self.by_class.iter_mut().zip(&mut self.lost).rev();
-        let oldest = lowest_first
-            .filter_map(|(queue, lost)| Some((queue.pop_front()?, lost)))
-            .next();
-        let Some((reading, lost)) = oldest else {
-            return;
-        };
+    /// Counts a reading as dropped.
+    pub(super) fn lose(&mut self, class: Class, reading: &Reading) {
         let wall_ms = reading.time.wall_ms;
+        let lost = of_class(&mut self.lost, class);
         let lost = lost.entry(reading.sensor_number).or_insert(Lost {
             first: reading.sequence,
             last: reading.sequence,
@@ -102,10 +99,32 @@ impl Held {
         lost.from_ms = lost.from_ms.min(wall_ms);
         lost.until_ms = lost.until_ms.max(wall_ms);
     }
+
+    /// Drops everything, and returns how many readings that were.
+    pub(super) fn give_up(&mut self) -> usize {
+        let readings = self.len();
+        while 0 < self.len() {
+            self.drop_one();
+        }
+        readings
+    }
+
+    fn len(&self) -> usize {
+        self.by_class.iter().map(VecDeque::len).sum()
+    }
+
+    fn drop_one(&mut self) {
+        for &class in Class::ALL.iter().rev() {
+            if let Some(oldest) = of_class(&mut self.by_class, class).pop_front() {
+                self.lose(class, &oldest);
+                return;
+            }
+        }
+    }
 }
 
 /// The part of a class; they stand in the order of their numbers, critical first.
-fn of_class<T>(parts: &mut [T; 3], class: Class) -> &mut T {
+pub(super) fn of_class<T>(parts: &mut [T; 3], class: Class) -> &mut T {
     let [critical, normal, bulk] = parts;
     match class {
         Class::Critical => critical,
@@ -134,7 +153,8 @@ mod tests {
         }
 
         let mut counts = |class| -> Vec<_> {
-            let dropped = held.take_loss(class, [7; 16]);
+            let dropped = held.loss(class, [7; 16]);
+            held.forget_loss(class);
             let tallies = dropped.into_iter().flat_map(|dropped| dropped.tallies);
             tallies
                 .map(|tally| (tally.sensor_number, tally.first, tally.last, tally.count))
@@ -146,6 +166,20 @@ mod tests {
         assert_eq!(counts(Class::Normal), []);
         assert_eq!(held.take(Class::Critical, 10).len(), 1);
         assert_eq!(held.take(Class::Normal, 1)[0].sequence, 1);
+    }
+
+    #[test]
+    fn nothing_more_urgent_goes_for_a_reading_that_comes() {
+        let mut held = Held::default();
+        (0..10_000).for_each(|sequence| held.push(&taken(0, sequence, Class::Critical)));
+
+        held.push(&taken(1, 0, Class::Bulk));
+
+        assert!(held.loss(Class::Critical, [7; 16]).is_none());
+        assert_eq!(
+            held.loss(Class::Bulk, [7; 16]).unwrap().tallies[0].count,
+            1
+        );
     }
 
     #[test]

@@ -1,21 +1,21 @@
 //! One service's share of the sealer: its held readings and its lanes.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
-use anyhow::Context;
-use channel::{Epoch, EpochClock, EpochTerms, Fingerprint, Previous, SealedBatch};
-use rand_core::UnwrapErr;
-use spool::{Lane, Loss, NewBatch, NewEpoch};
+use anyhow::{Context, anyhow};
+use channel::BATCH_PLAINTEXT_BYTES_MAX;
+use spool::{BATCH_BYTES_MAX, Lane, Loss};
 use wire::{
     Class, Reading,
-    batch::{Batch, LedgerEntry, LossReason, RunEvent, Tally},
+    batch::{Batch, LedgerEntry, LossReason, RunEvent, Tally, encode_tallies},
 };
 
-use super::{Run, held::Held};
-use crate::{
-    collect::Taken,
-    service::{Peer, Service},
+use super::{
+    Parties, Run, StoreError,
+    held::{Held, of_class},
+    lane::OpenLane,
 };
+use crate::{collect::Taken, service::Service};
 
 /// Seals for one service.
 pub struct Outlet {
@@ -23,26 +23,13 @@ pub struct Outlet {
     run: Run,
     readings_max: usize,
     held: Held,
-    lanes: BTreeMap<u8, OpenLane>,
-    /// The newest number of each sensor that is on the medium.
+    lanes: [Option<OpenLane>; 3],
+    /// The newest number of each sensor.
     last_sequences: BTreeMap<u32, u64>,
-    started: bool,
-    disk_failed: bool,
-}
-
-/// An epoch in use, and the batch that the disk has not taken yet.
-struct OpenLane {
-    epoch: Epoch,
-    opened_ms: u64,
-    gateway: Fingerprint,
-    record_key: Fingerprint,
-    unstored: Option<NewBatch>,
-}
-
-/// Who seals to whom, at this moment.
-struct Parties {
-    gateway: Fingerprint,
-    peer: Peer,
+    /// The gateway in whose name the start of the run was told.
+    started_as: Option<channel::Fingerprint>,
+    /// What the ledger says of readings that find no room in memory meanwhile.
+    refused: Option<LossReason>,
 }
 
 impl Outlet {
@@ -54,18 +41,22 @@ impl Outlet {
             run,
             readings_max,
             held: Held::default(),
-            lanes: BTreeMap::new(),
+            lanes: [None, None, None],
             last_sequences: BTreeMap::new(),
-            started: false,
-            disk_failed: false,
+            started_as: None,
+            refused: None,
         }
     }
 
     /// Takes what this service may see.
     pub(super) fn hold(&mut self, cut: &[Taken]) {
-        cut.iter()
-            .filter(|taken| self.service.sensors.matches(&taken.reading.sensor))
-            .for_each(|taken| self.held.push(taken));
+        for taken in cut {
+            if self.service.sensors.matches(&taken.reading.sensor) {
+                let number = taken.reading.sensor_number;
+                self.last_sequences.insert(number, taken.reading.sequence);
+                self.held.push(taken);
+            }
+        }
     }
 
     /// Seals and stores what is held, as far as the disk takes it.
@@ -73,309 +64,320 @@ impl Outlet {
         let Some(parties) = self.parties() else {
             return Ok(());
         };
-        match self.try_store(&parties).await? {
-            Ok(()) if self.disk_failed => {
-                self.disk_failed = false;
-                tracing::info!(service = self.service.name, "the disk takes batches again");
+        let service = &self.service.name;
+        let refused = match self.store_all(&parties).await {
+            Ok(()) => None,
+            Err(StoreError::Later(error)) => Some(error),
+            Err(StoreError::Never(error)) => return Err(error),
+        };
+        match refused {
+            None if self.refused.is_some() => tracing::info!(
+                service = self.service.name,
+                "the disk takes batches again"
+            ),
+            Some(error) if self.refused.is_none() => {
+                tracing::error!(service, advice = error.advice(), "cannot store: {error}");
+                self.refused = Some(reason(&error));
+                return Ok(());
             }
-            Err(error) if !self.disk_failed => {
-                self.disk_failed = true;
-                tracing::error!(advice = error.advice(), "cannot store: {error}");
-            }
-            Ok(()) | Err(_) => {}
+            None | Some(_) => {}
         }
+        self.refused = refused.as_ref().map(reason);
         Ok(())
     }
 
     /// Stores what is held and says that the run ended; the keys are gone afterwards.
-    pub(super) async fn close(&mut self) -> anyhow::Result<()> {
+    ///
+    /// Returns whether every reading is on the medium or in the ledger.
+    pub(super) async fn close(&mut self) -> anyhow::Result<bool> {
         self.store().await?;
-        let Some(parties) = self.parties() else {
-            return Ok(());
+        let mut clean = match self.parties() {
+            Some(parties) => self.say_end(&parties).await?,
+            None => true,
         };
-        if self.started {
-            let end = RunEvent::End {
-                run_id: self.run.id,
-                last: std::mem::take(&mut self.last_sequences)
-                    .into_iter()
-                    .collect(),
-            };
-            let batch = self.batch(&parties, Vec::new(), Vec::new(), vec![end]);
-            if let Err(error) = self.seal(Class::Normal, &parties, batch).await? {
-                tracing::error!("cannot store the end of the run: {error}");
+        for lane in &mut self.lanes {
+            if let Some(lane) = lane.take() {
+                clean &= lane.close(&self.run).await;
             }
         }
-        for &class in Class::ALL {
-            self.close_lane(class, &parties).await;
-        }
-        Ok(())
+        clean &= self.give_up_held().await?;
+        Ok(clean)
     }
 
-    /// The outer error ends the daemon, the inner one is the disk's.
-    async fn try_store(
-        &mut self,
-        parties: &Parties,
-    ) -> anyhow::Result<Result<(), spool::SpoolError>> {
+    /// Each class by itself, the most urgent first: what the disk refuses of one, because it is
+    /// full of more urgent data, does not hold up the others.
+    async fn store_all(&mut self, parties: &Parties) -> Result<(), StoreError> {
+        let mut refused = None;
         for &class in Class::ALL {
-            if let Err(error) = self.store_unstored(class).await {
-                return Ok(Err(error));
-            }
-            if self.is_over(class, parties) {
-                self.close_lane(class, parties).await;
-            }
-        }
-        if let Err(error) = self.store_losses(parties).await? {
-            return Ok(Err(error));
-        }
-        for &class in Class::ALL {
-            loop {
-                let readings = self.held.take(class, self.readings_max);
-                if readings.is_empty() {
-                    break;
-                }
-                let events = self.start_event();
-                let batch = self.batch(parties, readings, Vec::new(), events);
-                if let Err(error) = self.seal(class, parties, batch).await? {
-                    return Ok(Err(error));
-                }
+            match self.store_class(class, parties).await {
+                Ok(()) => {}
+                Err(StoreError::Later(error)) => refused = refused.or(Some(error)),
+                Err(never @ StoreError::Never(_)) => return Err(never),
             }
         }
-        Ok(Ok(()))
+        refused.map_or(Ok(()), |error| Err(StoreError::Later(error)))
+    }
+
+    async fn store_class(&mut self, class: Class, parties: &Parties) -> Result<(), StoreError> {
+        if let Some(lane) = of_class(&mut self.lanes, class) {
+            lane.flush(&self.run).await?;
+        }
+        // Also when nothing is to be sealed: a key does not grow older than its epoch.
+        self.close_lane_if_over(class, parties).await?;
+        if class == Class::Critical {
+            self.store_losses(parties).await?;
+        }
+        loop {
+            let readings = self.held.take(class, self.readings_max);
+            if readings.is_empty() {
+                return Ok(());
+            }
+            self.seal_readings(class, parties, readings).await?;
+        }
     }
 
     /// Puts losses on record and sends the open ledger entries, which travel as critical.
-    async fn store_losses(
+    async fn store_losses(&mut self, parties: &Parties) -> Result<(), StoreError> {
+        let service = *parties.service.bytes();
+        self.record_losses(service, self.refused.unwrap_or(LossReason::Full))
+            .await?;
+        let mut ledger = self.run.spool.ledger_open(service).await?;
+        if ledger.is_empty() {
+            return Ok(());
+        }
+        for entry in &mut ledger {
+            entry.names = self.names(entry);
+        }
+        self.ready_lane(Class::Critical, parties).await?;
+        let mut batch = self.batch(parties, Vec::new());
+        batch.ledger = ledger;
+        self.seal(Class::Critical, parties, batch).await
+    }
+
+    /// Puts on record what memory had no room for.
+    async fn record_losses(
         &mut self,
-        parties: &Parties,
-    ) -> anyhow::Result<Result<(), spool::SpoolError>> {
-        let service = *parties.peer.key.bytes();
+        service: [u8; 32],
+        reason: LossReason,
+    ) -> Result<(), StoreError> {
         for &class in Class::ALL {
-            let Some(loss) = self.held.take_loss(class, self.run.id) else {
+            let Some(loss) = self.held.loss(class, self.run.id) else {
                 continue;
             };
-            let recorded = self.run.spool.record_loss(Loss {
+            let loss = Loss {
                 lane: Lane { service, class },
-                reason: LossReason::Full,
+                reason,
                 tallies: loss.tallies,
                 from_ms: loss.from_ms,
                 until_ms: loss.until_ms,
                 batches: Vec::new(),
-            });
-            if let Err(error) = recorded.await {
-                return Ok(Err(error));
-            }
-        }
-        let ledger = match self.run.spool.ledger_open(service).await {
-            Ok(ledger) if ledger.is_empty() => return Ok(Ok(())),
-            Ok(ledger) => ledger,
-            Err(error) => return Ok(Err(error)),
-        };
-        let events = self.start_event();
-        let batch = self.batch(parties, Vec::new(), ledger, events);
-        self.seal(Class::Critical, parties, batch).await
-    }
-
-    /// Seals one batch and stores it. Once sealed it is immutable: if the disk refuses, the same
-    /// bytes wait and are offered again before anything else of the lane.
-    async fn seal(
-        &mut self,
-        class: Class,
-        parties: &Parties,
-        batch: Batch,
-    ) -> anyhow::Result<Result<(), spool::SpoolError>> {
-        if self
-            .lanes
-            .get(&class.into())
-            .is_none_or(|lane| lane.epoch.is_full())
-        {
-            self.close_lane(class, parties).await;
-            if let Err(error) = self.open_lane(class, parties).await? {
-                // Nothing was sealed: the readings wait for the next try.
-                self.give_back(class, batch.readings);
-                return Ok(Err(error));
-            }
-        }
-        let service = *parties.peer.key.bytes();
-        let lane = self
-            .lanes
-            .get_mut(&class.into())
-            .context("the lane is open")?;
-        let plaintext = batch.encode();
-        let sealed = lane.epoch.seal(&plaintext).context("cannot seal a batch")?;
-        lane.unstored = Some(stored_form(
-            Lane { service, class },
-            &sealed,
-            &batch,
-            self.run.id,
-        ));
-        for tally in lane.unstored.iter().flat_map(|batch| &batch.tallies) {
-            self.last_sequences.insert(tally.sensor_number, tally.last);
-        }
-        Ok(self.store_unstored(class).await)
-    }
-
-    async fn store_unstored(&mut self, class: Class) -> Result<(), spool::SpoolError> {
-        let Some(lane) = self.lanes.get_mut(&class.into()) else {
-            return Ok(());
-        };
-        if let Some(batch) = &lane.unstored {
-            self.run.spool.append(batch.clone()).await?;
-            lane.unstored = None;
+            };
+            self.run.spool.record_loss(loss).await?;
+            self.held.forget_loss(class);
         }
         Ok(())
     }
 
-    /// Opens the next epoch of a lane's chain.
-    async fn open_lane(
+    async fn seal_readings(
         &mut self,
         class: Class,
         parties: &Parties,
-    ) -> anyhow::Result<Result<(), spool::SpoolError>> {
-        let service = parties.peer.key;
-        let lane = Lane {
-            service: *service.bytes(),
-            class,
-        };
-        let newest = match self.run.spool.lane(lane).await {
-            Ok(state) => state.newest,
-            Err(error) => return Ok(Err(error)),
-        };
-        let statement = parties
-            .peer
-            .statement
-            .as_ref()
-            .context("a statement is held")?;
-        let record_key = statement
-            .record_keys()
-            .first()
-            .context("a statement has a record key")?;
-        let now = self.run.clock.now();
-        let index = newest.as_ref().map_or(0, |newest| newest.index + 1);
-        let terms = EpochTerms {
-            gateway: parties.gateway,
-            service,
-            class: class.into(),
-            chain_id: self.run.spool.chain_id(),
-            index,
-            run_id: self.run.id,
-            previous: newest.map(|newest| Previous {
-                epoch_id: newest.epoch_id,
-                count: newest.count,
-                head: newest.head,
-                clean: newest.clean,
-            }),
-            opened: EpochClock {
-                boot_id: self.run.clock.boot_id(),
-                boottime_ms: now.boottime_ms,
-                wall_ms: now.wall_ms,
-                clock: now.clock.into(),
-            },
-        };
-        let (epoch, header) = Epoch::open(terms, record_key, &mut UnwrapErr(getrandom::SysRng))
-            .context("cannot open an epoch")?;
-        let opened = self.run.spool.open_epoch(NewEpoch {
-            lane,
-            epoch_id: epoch.id(),
-            index,
-            unsigned_header: header.payload().to_vec(),
-        });
-        if let Err(error) = opened.await {
-            return Ok(Err(error));
+        readings: Vec<Reading>,
+    ) -> Result<(), StoreError> {
+        if let Err(error) = self.ready_lane(class, parties).await {
+            // Nothing was sealed: the readings wait for the next try.
+            self.held.put_back(class, readings);
+            return Err(error);
         }
-        let lane = OpenLane {
-            opened_ms: now.boottime_ms,
-            gateway: parties.gateway,
-            record_key: record_key.fingerprint(),
-            unstored: None,
-            epoch,
-        };
-        self.lanes.insert(class.into(), lane);
-        Ok(Ok(()))
+        let batch = self.batch(parties, readings);
+        self.seal(class, parties, batch).await
     }
 
-    /// Ends the epoch of a lane, if one is open; its key is gone with it.
-    async fn close_lane(&mut self, class: Class, parties: &Parties) {
-        if let Some(lane) = self.lanes.remove(&class.into()) {
-            // A batch that the disk never took is missing from the chain, so the end is not clean.
-            let clean = lane.unstored.is_none();
-            let place = Lane {
-                service: *parties.peer.key.bytes(),
-                class,
-            };
-            let closed = self.run.spool.close_epoch(place, lane.epoch.id(), clean);
-            if let Err(error) = closed.await {
-                tracing::error!("cannot write down the end of an epoch: {error}");
+    /// Seals one batch of an open lane and stores it. What is too much for one batch waits for
+    /// the next: readings are put back, and the spool hands its ledger entries out again.
+    async fn seal(
+        &mut self,
+        class: Class,
+        parties: &Parties,
+        mut batch: Batch,
+    ) -> Result<(), StoreError> {
+        let (plaintext, tallies) = loop {
+            let plaintext = batch.encode();
+            let tallies = tally(&batch.readings, self.run.id);
+            if fits(plaintext.len(), &tallies) {
+                break (plaintext, tallies);
+            }
+            if !self.halve(class, &mut batch)? {
+                return Ok(());
+            }
+        };
+        let lane = of_class(&mut self.lanes, class).as_mut();
+        let lane = lane.context("a lane is open before it is used")?;
+        lane.seal(&batch, &plaintext, tallies)?;
+        self.started_as = Some(parties.gateway);
+        lane.flush(&self.run).await
+    }
+
+    /// Takes about half out of a batch that is too large; `false` if nothing is left to seal.
+    fn halve(&mut self, class: Class, batch: &mut Batch) -> Result<bool, StoreError> {
+        match (batch.readings.len(), batch.ledger.len()) {
+            (0, 0) => Err(anyhow!("the names of the sensors alone fill a batch").into()),
+            (0, 1) => {
+                // Its tallies are bounded by the spool; only its names are ours.
+                let names = batch.ledger.iter_mut().map(|entry| &mut entry.names);
+                if names.map(std::mem::take).all(|names| names.is_empty()) {
+                    return Err(anyhow!("a ledger entry alone fills a batch").into());
+                }
+                Ok(true)
+            }
+            (0, entries) => {
+                batch.ledger.truncate(entries / 2);
+                Ok(true)
+            }
+            (1, _) => {
+                tracing::error!("a single reading is larger than a batch may be");
+                for reading in batch.readings.drain(..) {
+                    self.held.lose(class, &reading);
+                }
+                Ok(false)
+            }
+            (readings, _) => {
+                let rest = batch.readings.split_off(readings / 2);
+                self.held.put_back(class, rest);
+                Ok(true)
             }
         }
     }
 
-    /// Whether a lane's epoch must not be used any more (protocol.md 3.3).
-    fn is_over(&self, class: Class, parties: &Parties) -> bool {
-        let record_keys = parties
-            .peer
-            .statement
-            .as_ref()
-            .map(|statement| statement.record_keys());
-        let record_key = record_keys
-            .and_then(|keys| keys.first())
-            .map(|key| key.fingerprint());
-        self.lanes.get(&class.into()).is_some_and(|lane| {
-            let age_ms = self
-                .run
-                .clock
-                .now()
-                .boottime_ms
-                .saturating_sub(lane.opened_ms);
-            EPOCH_AGE_MAX <= Duration::from_millis(age_ms)
-                || Some(lane.record_key) != record_key
-                || lane.gateway != parties.gateway
-        })
+    /// Sees to it that the lane has an epoch that may take a batch.
+    async fn ready_lane(&mut self, class: Class, parties: &Parties) -> Result<(), StoreError> {
+        self.close_lane_if_over(class, parties).await?;
+        let lane = of_class(&mut self.lanes, class);
+        if lane.is_none() {
+            *lane = Some(OpenLane::open(class, parties, &self.run).await?);
+        }
+        Ok(())
+    }
+
+    async fn close_lane_if_over(
+        &mut self,
+        class: Class,
+        parties: &Parties,
+    ) -> Result<(), StoreError> {
+        let now_ms = self.run.clock.now().boottime_ms;
+        let lane = of_class(&mut self.lanes, class);
+        if let Some(open) = lane
+            && open.is_over(parties, now_ms)?
+            && let Some(over) = lane.take()
+        {
+            over.close(&self.run).await;
+        }
+        Ok(())
+    }
+
+    /// Tells the service that the run ended and how far each sensor had come, if it was told that
+    /// the run began: in the chain of a lane that is open, or else of `normal`.
+    async fn say_end(&mut self, parties: &Parties) -> anyhow::Result<bool> {
+        if self.started_as != Some(parties.gateway) {
+            return Ok(true);
+        }
+        let open = Class::ALL
+            .iter()
+            .find(|class| of_class(&mut self.lanes, **class).is_some());
+        let class = open.copied().unwrap_or(Class::Normal);
+        let mut batch = self.batch(parties, Vec::new());
+        batch.run_events.push(RunEvent::End {
+            run_id: self.run.id,
+            last: self.last_sequences.clone().into_iter().collect(),
+        });
+        let told = match self.ready_to_end(class, parties).await {
+            Ok(()) => self.seal(class, parties, batch).await,
+            refused => refused,
+        };
+        match told {
+            Ok(()) => Ok(true),
+            Err(StoreError::Later(error)) => {
+                tracing::error!("cannot store the end of the run: {error}");
+                Ok(false)
+            }
+            Err(StoreError::Never(error)) => Err(error),
+        }
+    }
+
+    /// A lane whose last batch the disk has not taken seals no other.
+    async fn ready_to_end(&mut self, class: Class, parties: &Parties) -> Result<(), StoreError> {
+        if let Some(lane) = of_class(&mut self.lanes, class) {
+            lane.flush(&self.run).await?;
+        }
+        self.ready_lane(class, parties).await
+    }
+
+    /// Puts on record what memory still holds when the run ends. Without a service there is nobody
+    /// to tell.
+    async fn give_up_held(&mut self) -> anyhow::Result<bool> {
+        let readings = self.held.give_up();
+        if 0 < readings {
+            let service = &self.service.name;
+            tracing::warn!(service, readings, "could not be stored before the end");
+        }
+        let Some(peer) = self.service.peer() else {
+            return Ok(true);
+        };
+        let reason = self.refused.unwrap_or(LossReason::UncleanStop);
+        match self.record_losses(*peer.key.bytes(), reason).await {
+            Ok(()) => Ok(true),
+            Err(StoreError::Later(error)) => {
+                tracing::error!("cannot write down the loss of readings: {error}");
+                Ok(false)
+            }
+            Err(StoreError::Never(error)) => Err(error),
+        }
     }
 
     fn parties(&self) -> Option<Parties> {
         let gateway = (*self.run.gateway.borrow())?;
         let peer = self.service.peer()?;
-        peer.statement.as_ref()?;
-        Some(Parties { gateway, peer })
+        Some(Parties {
+            gateway,
+            service: peer.key,
+            statement: peer.statement?,
+        })
     }
 
-    fn batch(
-        &self,
-        parties: &Parties,
-        readings: Vec<Reading>,
-        ledger: Vec<LedgerEntry>,
-        run_events: Vec<RunEvent>,
-    ) -> Batch {
+    /// A batch of these readings. The first of a run names the sensors.
+    fn batch(&self, parties: &Parties, readings: Vec<Reading>) -> Batch {
+        let start = RunEvent::Start {
+            run_id: self.run.id,
+            sensors: (0..).zip(self.run.sensors.iter().cloned()).collect(),
+        };
+        let started = self.started_as == Some(parties.gateway);
         Batch {
             base_name: format!("{}/", parties.gateway),
             readings,
-            ledger,
-            run_events,
+            ledger: Vec::new(),
+            run_events: (!started).then_some(start).into_iter().collect(),
         }
     }
 
-    /// Names the run's sensors, once.
-    fn start_event(&mut self) -> Vec<RunEvent> {
-        if std::mem::replace(&mut self.started, true) {
-            return Vec::new();
-        }
-        let sensors = (0..).zip(self.run.sensors.iter().cloned()).collect();
-        vec![RunEvent::Start {
-            run_id: self.run.id,
-            sensors,
-        }]
-    }
-
-    fn give_back(&mut self, class: Class, readings: Vec<Reading>) {
-        self.held.put_back(class, readings);
-        self.started = !self.lanes.is_empty();
+    /// The names of an entry's sensors. Those of earlier runs are left out, since a number is a
+    /// place in the configuration, which may have changed since.
+    fn names(&self, entry: &LedgerEntry) -> Vec<(u32, String)> {
+        let of_run = |tally: &&Tally| tally.run_id == self.run.id;
+        let tallies = entry.tallies.iter().filter(of_run);
+        let named = tallies.filter_map(|tally| {
+            let place = usize::try_from(tally.sensor_number).ok()?;
+            let name = self.run.sensors.get(place)?;
+            Some((tally.sensor_number, name.clone()))
+        });
+        // In order, each once.
+        named.collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 }
 
-/// What the spool keeps of a sealed batch: bytes, and numbers without names.
-fn stored_form(lane: Lane, sealed: &SealedBatch, batch: &Batch, run_id: [u8; 16]) -> NewBatch {
+/// What a batch holds, in numbers without names.
+fn tally(readings: &[Reading], run_id: [u8; 16]) -> Vec<Tally> {
     let mut tallies: BTreeMap<u32, Tally> = BTreeMap::new();
-    for reading in &batch.readings {
+    for reading in readings {
         let tally = tallies.entry(reading.sensor_number).or_insert(Tally {
             sensor_number: reading.sensor_number,
             run_id,
@@ -383,22 +385,27 @@ fn stored_form(lane: Lane, sealed: &SealedBatch, batch: &Batch, run_id: [u8; 16]
             last: reading.sequence,
             count: 0,
         });
+        tally.first = tally.first.min(reading.sequence);
         tally.last = tally.last.max(reading.sequence);
         tally.count += 1;
     }
-    let times = batch.readings.iter().map(|reading| reading.time.wall_ms);
-    NewBatch {
-        lane,
-        epoch_id: sealed.epoch_id,
-        number: sealed.number,
-        chain: sealed.chain(),
-        tallies: tallies.into_values().collect(),
-        from_ms: times.clone().min().unwrap_or(0),
-        until_ms: times.max().unwrap_or(0),
-        bytes: sealed.encode(),
-        ledger_ids: batch.ledger.iter().map(|entry| entry.id).collect(),
+    tallies.into_values().collect()
+}
+
+/// Whether one batch may have a plaintext of this size, for the seal and for the spool.
+fn fits(plaintext_bytes: usize, tallies: &[Tally]) -> bool {
+    plaintext_bytes <= BATCH_PLAINTEXT_BYTES_MAX
+        && plaintext_bytes + SEAL_BYTES + encode_tallies(tallies).len() <= BATCH_BYTES_MAX
+}
+
+/// How the ledger calls what memory has no room for while the disk says this.
+fn reason(error: &spool::SpoolError) -> LossReason {
+    match error {
+        spool::SpoolError::Disk { .. } => LossReason::Disk,
+        _ => LossReason::Full,
     }
 }
 
-/// protocol.md 3.3: 1 h of CLOCK_BOOTTIME, also when idle.
-const EPOCH_AGE_MAX: Duration = Duration::from_secs(3600);
+/// What a sealed batch has besides its plaintext: epoch id, number, chain hash, tag, and their
+/// CBOR heads (protocol.md 3.2), rounded up.
+const SEAL_BYTES: usize = 128;
