@@ -72,6 +72,18 @@ impl Statement {
         })
     }
 
+    /// Which service a statement says it is of. Nothing is verified: it is for whoever knows no pin,
+    /// like a relay, to verify the statement against itself.
+    ///
+    /// # Errors
+    ///
+    /// [`StatementError::Malformed`].
+    pub fn service_of(bytes: &[u8]) -> Result<Fingerprint, StatementError> {
+        let signed = Signed::decode(bytes)?;
+        let (service, _) = StatementContent::decode(signed.payload)?;
+        Ok(Fingerprint::of(KeyKind::ServiceIdentity, service.as_bytes()))
+    }
+
     /// Takes a statement as it came from outside.
     ///
     /// # Errors

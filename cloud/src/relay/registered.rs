@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use channel::{Fingerprint, KeyKind, OnlineKey, Statement};
+use channel::{OnlineKey, Statement};
 use futures::{SinkExt, StreamExt};
 use link::relay::ConnectionId;
-use minicbor::Decoder;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -22,7 +21,7 @@ pub(super) fn verify(
     statement: &[u8],
     signature: &[u8; 64],
 ) -> Result<Statement, RelayCode> {
-    let service = service_of(statement).ok_or(RelayCode::BadProof)?;
+    let service = Statement::service_of(statement).map_err(|_| RelayCode::BadProof)?;
     let statement = Statement::verify(statement, &service).map_err(|_| RelayCode::BadProof)?;
     let signed = relay.config.names.iter().any(|name| {
         let message = register_message(nonce, name, service.bytes());
@@ -96,25 +95,3 @@ impl Line {
         )
     }
 }
-
-/// The service that a statement says it is of. It is only believed once the statement was
-/// verified against it.
-fn service_of(statement: &[u8]) -> Option<Fingerprint> {
-    // COSE_Sign1 (RFC 9052, 4.2): protected, unprotected, payload, signature.
-    let mut sign1 = Decoder::new(statement);
-    if sign1.probe().tag().is_ok() {
-        sign1.tag().ok()?;
-    }
-    sign1.array().ok()?;
-    sign1.bytes().ok()?;
-    sign1.skip().ok()?;
-    let mut payload = Decoder::new(sign1.bytes().ok()?);
-    payload.map().ok()?;
-    let key = payload.u8().ok().filter(|key| *key == SERVICE_KEY);
-    key?;
-    let service = payload.bytes().ok()?;
-    Some(Fingerprint::of(KeyKind::ServiceIdentity, service))
-}
-
-/// Protocol.md 1: the first field of a statement is the service's identity key.
-const SERVICE_KEY: u8 = 1;
