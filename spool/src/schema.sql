@@ -40,7 +40,7 @@ CREATE TABLE epochs (
     header BLOB NOT NULL
 ) STRICT;
 CREATE INDEX epochs_of_lane ON epochs (lane);
-CREATE INDEX epochs_unsigned ON epochs (id) WHERE signed = 0;
+CREATE INDEX epochs_unsigned ON epochs (id) WHERE signed = 0 AND set_aside = 0;
 
 -- key = epochs.id * 65536 + number: the order of the chain is the order of the tree, and an
 -- append touches the last page of its epoch and no index. Small columns first, so that reading

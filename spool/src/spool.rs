@@ -68,8 +68,8 @@ impl Spool {
         self.chain_id
     }
 
-    /// Changes whenever a batch was appended or a header was signed, so that the uplink need not
-    /// poll. The number itself means nothing.
+    /// Changes whenever a batch was appended, a header was signed or an epoch was set aside, so
+    /// that nobody need poll. The number itself means nothing.
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.clone()

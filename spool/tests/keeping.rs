@@ -289,8 +289,11 @@ async fn an_epoch_set_aside_is_kept_and_not_sent() {
     fill(&spool, lane, 0, 2, 100).await;
     fill(&spool, lane, 1, 1, 100).await;
 
+    assert_eq!(spool.unsigned_headers().await.unwrap().len(), 2);
     spool.set_aside(epoch_id(lane, 0)).await.unwrap();
 
+    // Nobody signs it any more, so it stands in no other epoch's way.
+    assert_eq!(spool.unsigned_headers().await.unwrap().len(), 1);
     assert_eq!(held(&spool, lane).await, [(1, 0)]);
     let state = spool.lane(lane).await.unwrap();
     assert_eq!(state.oldest, Some((epoch_id(lane, 1), 0)));

@@ -100,9 +100,10 @@ impl Store {
     }
 
     pub(crate) fn unsigned_headers(&self) -> Result<Vec<UnsignedHeader>, SpoolError> {
-        let mut statement = self
-            .connection
-            .prepare("SELECT epoch_id, header FROM epochs WHERE signed = 0 ORDER BY id LIMIT ?1")?;
+        let mut statement = self.connection.prepare(
+            "SELECT epoch_id, header FROM epochs WHERE signed = 0 AND set_aside = 0
+             ORDER BY id LIMIT ?1",
+        )?;
         let headers =
             statement.query_map([HEADERS_AT_ONCE_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(headers.collect::<rusqlite::Result<_>>()?)
@@ -134,7 +135,10 @@ impl Store {
             [epoch_id],
         )?;
         ledger::thaw_epoch(&transaction, &epoch_id)?;
-        Ok(transaction.commit()?)
+        transaction.commit()?;
+        // What stood behind it may go now.
+        self.tell_changed();
+        Ok(())
     }
 
     /// `epochs.id` of an epoch, if it is one of this lane.
