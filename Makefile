@@ -24,7 +24,8 @@ lint: setup ## format, clippy, documentation, and that the house stands as drawn
 
 unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
 	cargo build --locked --workspace --all-features --bins
-	cargo test --locked --workspace --all-features
+	cargo test --locked --workspace --all-features --no-run
+	timeout --foreground 10m cargo test --locked --workspace --all-features # a test that hangs fails
 
 deny: setup ## licences, banned crates and sources of everything linked (installs cargo-deny)
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

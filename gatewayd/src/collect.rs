@@ -114,7 +114,9 @@ impl Collector {
         while let Ok(event) = events.try_recv() {
             self.take(event, &mut taken);
         }
-        cuts.send(taken).await?;
+        if !taken.is_empty() {
+            cuts.send(taken).await?;
+        }
         Ok(())
     }
 

@@ -171,7 +171,8 @@ async fn make_identity(control: &Control, force_new: bool) -> Result<Json<InitAn
         .await
         .map_err(|error| unavailable(what, &error, error.advice()))?;
     let vendor = keys.vendor.clone();
-    let identity = Identity::new(control.hsm.clone(), keys).map_err(|error| broken(what, &error))?;
+    let identity =
+        Identity::new(control.hsm.clone(), keys).map_err(|error| broken(what, &error))?;
     let gateway = identity.fingerprint().to_string();
     let mut is_new = false;
     let kept = control.enrolment.change(|content| {
@@ -344,3 +345,119 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// The longest request, a ticket with four addresses, is far shorter.
 const BODY_BYTES_MAX: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener as Listener, time::Duration};
+
+    use hsm::{HsmConfig, Tpm};
+    use http_body_util::{BodyExt, Full};
+    use hyper::{Request, body::Bytes, client::conn::http1};
+    use hyper_util::rt::TokioIo;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::fixture::{open_spool, service};
+
+    #[test]
+    fn only_root_and_the_own_user_may_change_anything() {
+        assert!(Caller(Some(0)).check(120).is_ok());
+        assert!(Caller(Some(120)).check(120).is_ok());
+        for stranger in [Some(121), Some(u32::MAX), None] {
+            let refusal = Caller(stranger).check(120).unwrap_err();
+            assert_eq!(refusal.0.status, 403);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_where_a_daemon_answers_is_left_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let _first = listen(&socket).unwrap();
+        let refused = listen(&socket).unwrap_err().to_string();
+        assert!(refused.contains("another gatewayd"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_a_dead_daemon_left_is_replaced_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        drop(Listener::bind(&socket).unwrap());
+        let _listener = listen(&socket).unwrap();
+        let mode = fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, SOCKET_MODE);
+
+        let file = folder.path().join("precious");
+        fs::write(&file, "data").unwrap();
+        assert!(listen(&file).is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "data");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_understood_is_answered_with_a_problem() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("control.sock");
+        let listener = listen(&socket).unwrap();
+        let stop = CancellationToken::new();
+        let serving = serve(listener, control(folder.path()), stop.clone());
+        let asking = async {
+            for (method, path, body, status) in [
+                ("GET", "/v2/status", "", 404),
+                ("GET", "/v1/init", "", 405),
+                ("POST", "/v1/init", "{\"force\":true}", 422),
+                ("POST", "/v1/init", "{", 400),
+                ("POST", "/v1/enroll", "{\"ticket\":\"gwt1-x\"}", 503),
+            ] {
+                let (kind, problem) = ask(&socket, method, path, body).await;
+                assert_eq!(kind, "application/problem+json", "{path}");
+                assert_eq!(problem.status, status, "{path}");
+                assert!(!problem.r#do.is_empty() && !problem.why.is_empty());
+            }
+            stop.cancel();
+        };
+        let (served, ()) = tokio::join!(serving, asking);
+        served.unwrap();
+    }
+
+    async fn ask(socket: &Path, method: &str, path: &str, body: &'static str) -> (String, Problem) {
+        let stream = UnixStream::connect(socket).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "gatewayd")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let kind = response.headers()[header::CONTENT_TYPE].to_str().unwrap();
+        let kind = kind.to_owned();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (kind, serde_json::from_slice(&body).unwrap())
+    }
+
+    fn control(folder: &Path) -> Control {
+        let file = folder.join("gatewayd.toml");
+        fs::write(&file, "").unwrap();
+        let config = Config::load(&file).unwrap();
+        let clock = Clock::new().unwrap();
+        let spool = open_spool(&folder.join("spool"));
+        Control {
+            board: Arc::new(Board::new(&config.sensors)),
+            hsm: Hsm::start(HsmConfig {
+                tpm: Tpm::Device(folder.join("none")),
+                keys: folder.join("keys"),
+                timeout: Duration::from_secs(1),
+            }),
+            identity: Arc::new(IdentitySlot::new(None)),
+            services: vec![Arc::new(service(&spool))],
+            enrolment: EnrolmentFile::in_folder(folder),
+            progress: Progress::new(clock.clone()),
+            changing: Arc::default(),
+            config: Arc::new(config),
+            clock,
+            spool,
+        }
+    }
+}

@@ -6,17 +6,18 @@ mod client;
 mod screen;
 
 use std::{
-    io::{IsTerminal, Read, Write},
+    io::{BufRead, ErrorKind, IsTerminal, Read, Write},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
 use clap::{Parser, Subcommand};
+use zeroize::Zeroizing;
 
 use self::client::{Client, Failure};
 use crate::{
-    config::{Config, ConfigError},
+    config::Config,
     report::{EnrollAnswer, EnrollRequest, InitAnswer, InitRequest, Status},
 };
 
@@ -86,18 +87,42 @@ enum ConfigCommand {
 
 /// Runs one command.
 pub async fn run(cli: Cli) -> ExitCode {
+    let mut typed = None;
+    if matches!(&cli.command, Command::Enroll { ticket, .. } if ticket == "-") {
+        // Before Ctrl-C is taken over: nothing but a signal ends a wait for the keyboard.
+        match read_ticket() {
+            Ok(ticket) => typed = Some(ticket),
+            Err(failure) => return end(Err(failure)),
+        }
+    }
+    tokio::select! {
+        done = obey(cli, typed) => end(done),
+        _ = tokio::signal::ctrl_c() => ExitCode::from(EX_INTERRUPTED),
+    }
+}
+
+async fn obey(cli: Cli, typed: Option<Zeroizing<String>>) -> Result<(), Failure> {
     let client = Client::new(cli.socket);
-    let done = match cli.command {
+    match cli.command {
         Command::Status { json, watch } => status(&client, json, watch).await,
         Command::Tap { sensor, json } => tap(&client, sensor, json).await,
         Command::Init { force_new } => init(&client, force_new).await,
-        Command::Enroll { ticket, service } => enroll(&client, ticket, service).await,
+        Command::Enroll { ticket, service } => {
+            let ticket = typed.unwrap_or(Zeroizing::new(ticket));
+            enroll(&client, ticket, service).await
+        }
         Command::Config {
             command: ConfigCommand::Validate { config },
         } => validate(&config),
-    };
+    }
+}
+
+/// Prints what went wrong.
+fn end(done: Result<(), Failure>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough: `gatewayctl tap | head`.
+        Err(Failure::Io(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             // If even stderr is gone, the exit code still tells.
             let _ = writeln!(std::io::stderr(), "{failure}");
@@ -158,11 +183,11 @@ async fn init(client: &Client, force_new: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn enroll(client: &Client, ticket: String, service: Option<String>) -> Result<(), Failure> {
-    let ticket = match ticket.as_str() {
-        "-" => read_ticket()?,
-        _ => ticket,
-    };
+async fn enroll(
+    client: &Client,
+    ticket: Zeroizing<String>,
+    service: Option<String>,
+) -> Result<(), Failure> {
     let request = EnrollRequest { ticket, service };
     let answer: EnrollAnswer = client.post("/v1/enroll", &request).await?;
     let mut prose = std::io::stderr().lock();
@@ -178,17 +203,15 @@ async fn enroll(client: &Client, ticket: String, service: Option<String>) -> Res
 }
 
 /// One line from standard input; asked for only where somebody sits.
-fn read_ticket() -> Result<String, Failure> {
+fn read_ticket() -> Result<Zeroizing<String>, Failure> {
+    let mut text = Zeroizing::new(String::new());
+    let mut input = std::io::stdin().lock().take(TICKET_BYTES_MAX);
     if std::io::stdin().is_terminal() {
         write!(std::io::stderr(), "Ticket: ")?;
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line)?;
-        return Ok(line);
+        input.read_line(&mut text)?;
+    } else {
+        input.read_to_string(&mut text)?;
     }
-    let mut text = String::new();
-    std::io::stdin()
-        .take(TICKET_BYTES_MAX)
-        .read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -198,12 +221,7 @@ fn validate(path: &std::path::Path) -> Result<(), Failure> {
             writeln!(std::io::stderr(), "{}: no mistakes", path.display())?;
             Ok(())
         }
-        Err(ConfigError::Mistakes(mistakes)) => Err(Failure::Config(mistakes.to_string())),
-        Err(error @ ConfigError::Unreadable { .. }) => Err(Failure::Config(format!(
-            "error: cannot read the configuration: {}\nat: {}\ndo: check that the file exists and is readable",
-            crate::chain(&error),
-            path.display()
-        ))),
+        Err(error) => Err(Failure::Config(crate::config_complaint(&error))),
     }
 }
 
@@ -219,3 +237,19 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A ticket with four addresses has less than 1 KiB.
 const TICKET_BYTES_MAX: u64 = 16 * 1024;
+
+/// What a shell reports of a program that Ctrl-C has ended.
+const EX_INTERRUPTED: u8 = 130;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_no_failure() {
+        let closed = Failure::Io(ErrorKind::BrokenPipe.into());
+        assert_eq!(end(Err(closed)), ExitCode::SUCCESS);
+        let full = Failure::Io(ErrorKind::StorageFull.into());
+        assert_eq!(end(Err(full)), ExitCode::from(1));
+    }
+}

@@ -5,9 +5,10 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context;
 use channel::Fingerprint;
 use hsm::{Hsm, HsmConfig};
-use spool::Spool;
+use spool::{Lane, Loss, Spool, SpoolError};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use wire::{Class, batch::LossReason};
 
 use crate::{
     board::Board,
@@ -41,8 +42,8 @@ pub struct Places {
 /// The first task that failed, or what could not be opened at the start.
 pub async fn run(config: Config, places: Places, stop: CancellationToken) -> anyhow::Result<()> {
     let clock = Clock::new()?;
-    let spool = Spool::open(&places.state.join("spool"), config.spool.clone())
-        .context("cannot open the spool")?;
+    let spool =
+        Spool::open(&places.state.join("spool"), config.spool).context("cannot open the spool")?;
     let hsm = Hsm::start(HsmConfig {
         tpm: config.tpm.device.clone(),
         keys: places.state.join("keys"),
@@ -56,77 +57,35 @@ pub async fn run(config: Config, places: Places, stop: CancellationToken) -> any
     let progress = Progress::new(clock.clone());
     let identity = Arc::new(IdentitySlot::new(None));
     let gateway = watch::Sender::new(gateway_of(&enrolment)?);
+    let run = Run {
+        id: run_id,
+        sensors: names(&config),
+        clock: clock.clone(),
+        spool: spool.clone(),
+        gateway: gateway.subscribe(),
+        progress: progress.clone(),
+    };
     let control = Control {
         config: Arc::new(config.clone()),
-        clock: clock.clone(),
-        board: Arc::clone(&board),
-        spool: spool.clone(),
-        hsm: hsm.clone(),
-        identity: Arc::clone(&identity),
-        services: services.clone(),
+        clock,
+        board,
+        spool,
+        hsm,
+        identity,
+        services,
         enrolment,
-        progress: progress.clone(),
+        progress,
+        changing: Arc::default(),
     };
     let listener = control::listen(&places.socket)?;
 
     let mut tasks = Tasks::new(stop.clone());
-    // Events of a second of a busy site; beyond it the sensors wait, or radio events are counted
-    // as dropped.
-    let (events_in, events) = mpsc::channel(1024);
-    // Two cuts: one being sealed, one waiting.
-    let (cuts_in, cuts) = mpsc::channel(2);
-    let run = Run {
-        id: run_id,
-        sensors: config
-            .sensors
-            .iter()
-            .map(|sensor| sensor.name.clone())
-            .collect(),
-        clock: clock.clone(),
-        spool: spool.clone(),
-        gateway: gateway.subscribe(),
-    };
-    let outlets = services
-        .iter()
-        .map(|service| Outlet::new(Arc::clone(service), run.clone(), config.batch.readings_max))
-        .collect();
-    let collector = Collector::new(
-        &config.sensors,
-        config.batch.clone(),
-        clock.clone(),
-        board,
-        progress.clone(),
-    );
-
-    tasks.spawn("collect", collector.run(events, cuts_in, stop.clone()));
-    tasks.spawn(
-        "seal",
-        seal(Sealer::new(outlets, progress.clone()), cuts, spool.clone()),
-    );
-    tasks.spawn(
-        "identity",
-        identity::run(hsm, Arc::clone(&identity), stop.clone()),
-    );
-    tasks.spawn(
-        "gateway",
-        follow(identity.subscribe(), gateway, stop.clone()),
-    );
-    tasks.spawn(
-        "sign",
-        signer::run(spool.clone(), run_id, identity.subscribe(), stop.clone()),
-    );
-    for service in &services {
-        let uplink = Uplink::new(
-            Arc::clone(service),
-            spool.clone(),
-            clock.clone(),
-            identity.subscribe(),
-            progress.clone(),
-        );
-        tasks.spawn(format!("uplink {}", service.name), uplink.run(stop.clone()));
-    }
-    spawn_sources(&mut tasks, config, &events_in, &stop);
-    drop(events_in);
+    let events = spawn_recorder(&mut tasks, &control, run, &stop);
+    spawn_identity(&mut tasks, &control, run_id, gateway, &stop);
+    spawn_uplinks(&mut tasks, &control, &stop);
+    spawn_sources(&mut tasks, config, &events, &stop);
+    drop(events);
+    let progress = control.progress.clone();
     tasks.spawn("control", control::serve(listener, control, stop.clone()));
     tasks.spawn("watchdog", watchdog::run(progress, stop.clone()));
 
@@ -135,6 +94,69 @@ pub async fn run(config: Config, places: Places, stop: CancellationToken) -> any
     let end = tasks.run().await;
     watchdog::stopping();
     end
+}
+
+/// The way of a reading up to the medium; returns where it begins.
+fn spawn_recorder(
+    tasks: &mut Tasks,
+    control: &Control,
+    run: Run,
+    stop: &CancellationToken,
+) -> drivers::Events {
+    let config = &control.config;
+    // Events of a second of a busy site; beyond it the sensors wait, or radio events are counted
+    // as dropped.
+    let (events_in, events) = mpsc::channel(1024);
+    // Two cuts: one being sealed, one waiting.
+    let (cuts_in, cuts) = mpsc::channel(2);
+    let collector = Collector::new(
+        &config.sensors,
+        config.batch.clone(),
+        control.clock.clone(),
+        Arc::clone(&control.board),
+        control.progress.clone(),
+    );
+    let outlets = control
+        .services
+        .iter()
+        .map(|service| Outlet::new(Arc::clone(service), run.clone(), config.batch.readings_max))
+        .collect();
+    let sealer = Sealer::new(outlets, control.progress.clone());
+    tasks.spawn("collect", collector.run(events, cuts_in, stop.clone()));
+    tasks.spawn("seal", seal(sealer, cuts, control.spool.clone()));
+    events_in
+}
+
+/// The TPM's part: who the gateway is, and its signature under what was recorded.
+fn spawn_identity(
+    tasks: &mut Tasks,
+    control: &Control,
+    run_id: [u8; 16],
+    gateway: watch::Sender<Option<Fingerprint>>,
+    stop: &CancellationToken,
+) {
+    let identity = &control.identity;
+    let loading = identity::run(control.hsm.clone(), Arc::clone(identity), stop.clone());
+    tasks.spawn("identity", loading);
+    let following = follow(identity.subscribe(), gateway, stop.clone());
+    tasks.spawn("gateway", following);
+    let spool = control.spool.clone();
+    let signing = signer::run(spool, run_id, identity.subscribe(), stop.clone());
+    tasks.spawn("sign", signing);
+}
+
+/// One task for each service.
+fn spawn_uplinks(tasks: &mut Tasks, control: &Control, stop: &CancellationToken) {
+    for service in &control.services {
+        let uplink = Uplink::new(
+            Arc::clone(service),
+            control.spool.clone(),
+            control.clock.clone(),
+            control.identity.subscribe(),
+            control.progress.clone(),
+        );
+        tasks.spawn(format!("uplink {}", service.name), uplink.run(stop.clone()));
+    }
 }
 
 /// One task for each bus and one for the radio.
@@ -170,13 +192,18 @@ async fn until<T>(stop: CancellationToken, source: impl Future<Output = T>) -> a
     Ok(())
 }
 
-/// Seals until the collector is gone, then writes down that the run ended cleanly.
+/// Seals until the collector is gone, then writes down that the run ended cleanly, if it did.
 async fn seal(
     sealer: Sealer,
     cuts: mpsc::Receiver<Vec<crate::collect::Taken>>,
     spool: Spool,
 ) -> anyhow::Result<()> {
-    sealer.run(cuts).await?;
+    if !sealer.run(cuts).await? {
+        tracing::error!(
+            "not all could be stored; the next start writes down that the end was not clean"
+        );
+        return Ok(());
+    }
     spool.put(RUN_KEY, Vec::new()).await?;
     Ok(())
 }
@@ -241,43 +268,100 @@ fn gateway_of(enrolment: &EnrolmentFile) -> anyhow::Result<Option<Fingerprint>> 
     parsed.transpose()
 }
 
+/// The sensors' names in the order of their numbers.
+fn names(config: &Config) -> Arc<[String]> {
+    let names = config.sensors.iter().map(|sensor| sensor.name.clone());
+    names.collect()
+}
+
 /// Draws the id of this run. If the run before did not end cleanly, readings that were only in its
 /// memory are gone: the ledger says so to each service, with the time between.
+///
+/// A disk that is full does not keep the gateway from recording: then the note of the run before
+/// stays, and the next start counts from there.
 async fn begin_run(
     spool: &Spool,
     clock: &Clock,
     services: &[Arc<Service>],
 ) -> anyhow::Result<[u8; 16]> {
-    let now = clock.now();
+    let mut run_id = [0; 16];
+    getrandom::fill(&mut run_id).context("no randomness")?;
+    match note_run(spool, run_id, clock.now().wall_ms, services).await {
+        Err(error) if crate::passes(&error) => {
+            tracing::error!(
+                advice = error.advice(),
+                "cannot write down that the run began: {error}"
+            );
+        }
+        noted => noted?,
+    }
+    Ok(run_id)
+}
+
+async fn note_run(
+    spool: &Spool,
+    run_id: [u8; 16],
+    now_ms: i64,
+    services: &[Arc<Service>],
+) -> Result<(), SpoolError> {
     let before = spool.get(RUN_KEY).await?.unwrap_or_default();
     if let Some((_, started)) = before.split_at_checked(16)
         && let Ok(started) = started.try_into()
     {
         tracing::warn!("the run before did not end cleanly; its last second may be missing");
         for peer in services.iter().filter_map(|service| service.peer()) {
-            spool
-                .record_loss(spool::Loss {
-                    lane: spool::Lane {
-                        service: *peer.key.bytes(),
-                        class: wire::Class::Normal,
-                    },
-                    reason: wire::batch::LossReason::UncleanStop,
-                    // How many, and of which sensors, nobody knows any more.
-                    tallies: Vec::new(),
-                    batches: Vec::new(),
-                    from_ms: i64::from_be_bytes(started),
-                    until_ms: now.wall_ms,
-                })
-                .await?;
+            let loss = Loss {
+                lane: Lane {
+                    service: *peer.key.bytes(),
+                    class: Class::Normal,
+                },
+                reason: LossReason::UncleanStop,
+                // How many, and of which sensors, nobody knows any more.
+                tallies: Vec::new(),
+                batches: Vec::new(),
+                from_ms: i64::from_be_bytes(started),
+                until_ms: now_ms,
+            };
+            spool.record_loss(loss).await?;
         }
     }
-    let mut run_id = [0; 16];
-    getrandom::fill(&mut run_id).context("no randomness")?;
     let mut record = run_id.to_vec();
-    record.extend(now.wall_ms.to_be_bytes());
-    spool.put(RUN_KEY, record).await?;
-    Ok(run_id)
+    record.extend(now_ms.to_be_bytes());
+    spool.put(RUN_KEY, record).await
 }
 
 /// Under which name the spool keeps the run in progress: its id and start; empty after a clean end.
 const RUN_KEY: &str = "run";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Keys, open_spool, service};
+
+    #[tokio::test]
+    async fn an_unclean_stop_is_told_to_each_service_and_a_clean_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = open_spool(folder.path());
+        let (service, keys) = (Arc::new(service(&spool)), Keys::new());
+        keys.become_peer_of(&service).await;
+        let clock = Clock::new().unwrap();
+        let services = [service];
+
+        let first = begin_run(&spool, &clock, &services).await.unwrap();
+        let open = spool.ledger_open(*keys.pin().bytes()).await.unwrap();
+        assert_eq!(open, []);
+
+        let second = begin_run(&spool, &clock, &services).await.unwrap();
+        assert_ne!(first, second);
+        let open = spool.ledger_open(*keys.pin().bytes()).await.unwrap();
+        assert_eq!(open.len(), 1);
+        assert_eq!(open[0].reason, LossReason::UncleanStop);
+        assert!(open[0].from_ms <= open[0].until_ms && 0 < open[0].from_ms);
+
+        // As the sealing task does at a clean end.
+        spool.put(RUN_KEY, Vec::new()).await.unwrap();
+        begin_run(&spool, &clock, &services).await.unwrap();
+        let open = spool.ledger_open(*keys.pin().bytes()).await.unwrap();
+        assert_eq!(open.len(), 1, "the same entry, handed out again");
+    }
+}

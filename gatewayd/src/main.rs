@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use gatewayd::{
-    config::{Config, ConfigError},
+    config::Config,
     daemon::{self, Places},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +35,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = match Config::load(&cli.config) {
         Ok(config) => config,
-        Err(error) => return complain_config(&cli.config, &error),
+        Err(error) => {
+            let complaint = gatewayd::config_complaint(&error);
+            let _ = writeln!(std::io::stderr(), "{complaint}");
+            return ExitCode::from(EX_CONFIG);
+        }
     };
     let result = run(config, cli);
     match result {
@@ -100,19 +104,6 @@ fn make_folder(path: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("cannot make {}", path.display()))
-}
-
-fn complain_config(path: &Path, error: &ConfigError) -> ExitCode {
-    let _ = match error {
-        ConfigError::Mistakes(mistakes) => writeln!(std::io::stderr(), "{mistakes}"),
-        ConfigError::Unreadable { .. } => writeln!(
-            std::io::stderr(),
-            "error: cannot read the configuration: {}\nat: {}\ndo: check that the file exists and is readable",
-            gatewayd::chain(error),
-            path.display()
-        ),
-    };
-    ExitCode::from(EX_CONFIG)
 }
 
 /// `sysexits.h`: something went wrong inside.

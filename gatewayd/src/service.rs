@@ -81,7 +81,9 @@ impl LinkNote {
     /// means that nothing waits for an ack longer than a minute.
     #[must_use]
     pub fn state_at(&self, now_ms: u64, oldest_age_ms: u64) -> LinkState {
-        let unacked_ms = self.unacked_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
+        let unacked_ms = self
+            .unacked_since_ms
+            .map_or(0, |since| now_ms.saturating_sub(since));
         if self.state == LinkState::Connected && UNACKED_MAX_MS < unacked_ms.max(oldest_age_ms) {
             return LinkState::Draining;
         }

@@ -74,10 +74,9 @@ async fn sign_waiting(spool: &Spool, run_id: [u8; 16], identity: &Identity) -> a
                 }
                 other => {
                     // Made under an identity that is gone, or damaged: nobody can vouch for it any
-                    // more. It keeps its payload, and waits for no signature.
+                    // more, so it waits for no signature.
                     tracing::warn!(damaged = other.is_err(), "an epoch is set aside unsigned");
                     spool.set_aside(epoch_id).await?;
-                    spool.sign_header(epoch_id, payload).await?;
                 }
             }
         }
@@ -108,3 +107,101 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 
 /// Recording goes on meanwhile; only delivery waits.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use channel::{
+        Epoch, EpochClock, EpochTerms, Fingerprint, Header, KeyKind, PublicKey, RecordKey,
+    };
+    use hsm::{Hsm, HsmConfig, swtpm::Swtpm};
+    use spool::{Lane, NewEpoch, StoredHeader};
+    use wire::Class;
+
+    use super::*;
+    use crate::fixture::{open_spool, rng};
+
+    #[tokio::test]
+    async fn epochs_of_this_run_are_witnessed_those_of_a_dead_one_adopted_and_others_left() {
+        let tpm = Swtpm::start().unwrap();
+        let hsm = Hsm::start(HsmConfig {
+            tpm: tpm.tpm(),
+            keys: tpm.folder().join("keys"),
+            timeout: Duration::from_secs(10),
+        });
+        let public = hsm.provision(false).await.unwrap();
+        let key = PublicKey::parse(&public.identity).unwrap();
+        let identity = Arc::new(Identity::new(hsm, public).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let spool = open_spool(folder.path());
+        let stranger = Fingerprint::new(KeyKind::GatewayIdentity, [9; 32]);
+        let gateway = identity.fingerprint();
+        let own = open(&spool, Class::Critical, gateway, RUN).await;
+        let adopted = open(&spool, Class::Normal, gateway, [0; 16]).await;
+        let foreign = open(&spool, Class::Bulk, stranger, RUN).await;
+
+        // The TPM comes later than the epochs.
+        let slot = watch::Sender::new(None);
+        let stop = CancellationToken::new();
+        let running = run(spool.clone(), RUN, slot.subscribe(), stop.clone());
+        let looking = async {
+            slot.send_replace(Some(identity));
+            let mut changed = spool.changed();
+            while !spool.unsigned_headers().await.unwrap().is_empty() {
+                changed.changed().await.unwrap();
+            }
+            stop.cancel();
+        };
+        tokio::join!(async { running.await.unwrap() }, looking);
+
+        for (epoch_id, is_adopted) in [(own, false), (adopted, true)] {
+            let header = spool.header(epoch_id).await.unwrap();
+            let Some(StoredHeader::Signed(header)) = header else {
+                panic!("not signed");
+            };
+            let header = Header::verify(&header, &key, &service()).unwrap();
+            assert_eq!(header.adopted(), is_adopted);
+        }
+        let left = spool.header(foreign).await.unwrap();
+        let Some(StoredHeader::Signed(left) | StoredHeader::Unsigned(left)) = left else {
+            panic!("it is kept");
+        };
+        assert!(Header::verify(&left, &key, &service()).is_err());
+    }
+
+    async fn open(spool: &Spool, class: Class, gateway: Fingerprint, run_id: [u8; 16]) -> [u8; 32] {
+        let terms = EpochTerms {
+            gateway,
+            service: service(),
+            class: class.into(),
+            chain_id: spool.chain_id(),
+            index: 0,
+            run_id,
+            previous: None,
+            opened: EpochClock {
+                boot_id: [2; 16],
+                boottime_ms: 3,
+                wall_ms: 4,
+                clock: 0,
+            },
+        };
+        let record = RecordKey::generate(&mut rng()).public();
+        let (epoch, header) = Epoch::open(terms, &record, &mut rng()).unwrap();
+        let opened = spool.open_epoch(NewEpoch {
+            lane: Lane {
+                service: *service().bytes(),
+                class,
+            },
+            epoch_id: epoch.id(),
+            index: 0,
+            unsigned_header: header.payload().to_vec(),
+        });
+        opened.await.unwrap();
+        epoch.id()
+    }
+
+    fn service() -> Fingerprint {
+        Fingerprint::new(KeyKind::ServiceIdentity, [7; 32])
+    }
+
+    const RUN: [u8; 16] = [1; 16];
+}

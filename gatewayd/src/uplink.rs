@@ -85,7 +85,9 @@ impl Uplink {
             let acked_ms = self.service.link().last_ack_ms;
             let ended = self.deliver(&identity, &peer, &address, stop).await;
             let useful = acked_ms != self.service.link().last_ack_ms;
-            if (useful || STEADY_MIN <= began.elapsed()) && !matches!(ended, Err(Failure::Protocol(_))) {
+            if (useful || STEADY_MIN <= began.elapsed())
+                && !matches!(ended, Err(Failure::Protocol(_)))
+            {
                 backoff.reset();
             }
             match ended {

@@ -179,8 +179,7 @@ impl<'a> Upload<'a> {
         {
             self.note_rolled_back(known.class);
         }
-        self.lock()
-            .extend(known.class, known.epoch_id, known.next);
+        self.lock().extend(known.class, known.epoch_id, known.next);
         self.forget(known.class, known.epoch_id, known.next).await?;
         let lag = count.filter(|count| state.oldest.is_none() && known.next < *count);
         Ok(lag.map(|count| Lag {

@@ -146,7 +146,9 @@ fn service_status<'a>(
     let (mut batches, mut oldest_age_ms) = (0, 0);
     for lane in lanes {
         batches += lane.batches;
-        let age_ms = lane.oldest_ms.map_or(0, |at| now.wall_ms.saturating_sub(at));
+        let age_ms = lane
+            .oldest_ms
+            .map_or(0, |at| now.wall_ms.saturating_sub(at));
         oldest_age_ms = oldest_age_ms.max(u64::try_from(age_ms).unwrap_or(0));
     }
     let peer = service.peer();

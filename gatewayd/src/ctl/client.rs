@@ -26,8 +26,10 @@ pub(super) enum Failure {
     /// Nobody listens on the socket, or we may not talk to it.
     NoDaemon(PathBuf, io::Error),
     /// The daemon answered with a problem.
-    Refused(Problem),
-    /// The answer was cut off or is not understood.
+    Refused(Box<Problem>),
+    /// The daemon ended in the midst of its answer.
+    Cut(hyper::Error),
+    /// The answer is not understood.
     Answer(String),
     /// The configuration is wrong; every mistake, in lines.
     Config(String),
@@ -40,7 +42,7 @@ impl Failure {
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::NoDaemon(_, error) if error.kind() == io::ErrorKind::PermissionDenied => 77,
-            Self::NoDaemon(..) => 69,
+            Self::NoDaemon(..) | Self::Cut(_) => 69,
             Self::Refused(problem) => match (problem.status, problem.r#where.as_deref()) {
                 (403, Some("service")) => 76,
                 (403, _) => 77,
@@ -74,6 +76,11 @@ impl fmt::Display for Failure {
                 writeln!(f, "error: {}: {}", problem.what, problem.why)?;
                 write!(f, "do: {}", problem.r#do)
             }
+            Self::Cut(error) => write!(
+                f,
+                "error: the daemon ended the connection: {}\ndo: systemctl status gatewayd",
+                crate::chain(error)
+            ),
             Self::Answer(why) => write!(
                 f,
                 "error: cannot read the daemon's answer: {why}\ndo: update gatewayctl and gatewayd to the same version"
@@ -92,7 +99,7 @@ impl From<io::Error> for Failure {
 
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
-        Self::Answer(crate::chain(&error))
+        Self::Cut(error)
     }
 }
 
@@ -111,7 +118,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        let body = serde_json::to_vec(body).map_err(io::Error::other)?;
+        let body = serde_json::to_vec(body).map_err(|error| Failure::Io(error.into()))?;
         let response = self.send("POST", path, body.into()).await?;
         parse(&response.into_body().collect().await?.to_bytes())
     }
@@ -154,7 +161,7 @@ impl Client {
             return Ok(response);
         }
         let bytes = response.into_body().collect().await?.to_bytes();
-        Err(Failure::Refused(parse(&bytes)?))
+        Err(Failure::Refused(Box::new(parse(&bytes)?)))
     }
 }
 

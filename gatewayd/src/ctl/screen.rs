@@ -12,32 +12,30 @@ pub(super) fn status(out: &mut impl Write, status: &Status) -> io::Result<()> {
         .gateway
         .as_deref()
         .map_or("no identity".into(), short);
-    writeln!(
-        out,
-        "{}  {gateway}  gatewayd {}  up {}  {}",
+    let head = format!(
+        "{}  {gateway}  gatewayd {}  up {}",
         status.name,
         status.version,
-        duration(status.up_seconds),
-        status.time
-    )?;
+        duration(status.up_seconds)
+    );
+    writeln!(out, "{head:<68}  {}", moment(&status.time))?;
     let lockout = match (status.tpm.lockout_count, status.tpm.lockout_max) {
         (Some(count), Some(max)) => format!(", lockout {count}/{max}"),
         _ => String::new(),
     };
-    writeln!(out, "tpm    {}{lockout}", status.tpm.state)?;
+    let tpm = format!("tpm    {}{lockout}", status.tpm.state);
+    writeln!(out, "{tpm:<40}clock  {}", status.clock)?;
     problem(
         out,
         status.tpm.problem.as_deref(),
         status.tpm.r#do.as_deref(),
     )?;
-    writeln!(out, "clock  {}", status.clock)?;
     let spool = &status.spool;
     writeln!(
         out,
-        "spool  {}, {} of {}, lost {}",
+        "spool  {}, {}, lost {}",
         spool.state,
-        size(spool.size_bytes),
-        size(spool.max_bytes),
+        share(spool.size_bytes, spool.max_bytes),
         digits(spool.lost_readings)
     )?;
 
@@ -45,12 +43,12 @@ pub(super) fn status(out: &mut impl Write, status: &Status) -> io::Result<()> {
     for service in &status.services {
         services.add_row(service_row(service));
     }
-    writeln!(out, "{services}")?;
+    print(out, &services)?;
     let mut sensors = table(["SENSOR", "STATE", "LAST VALUES", "AGE", "PROBLEM"]);
     for sensor in &status.sensors {
         sensors.add_row(sensor_row(sensor));
     }
-    writeln!(out, "{sensors}")
+    print(out, &sensors)
 }
 
 /// One live reading, as the daemon's line has it.
@@ -119,6 +117,22 @@ fn sensor_row(sensor: &SensorStatus) -> [String; 5] {
     ]
 }
 
+/// Without the blanks that fill up the last column.
+fn print(out: &mut impl Write, table: &Table) -> io::Result<()> {
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// `2026-11-23T14:02:31.000Z` as date and time of day.
+fn moment(time: &str) -> String {
+    match (time.get(..10), time.get(11..19)) {
+        (Some(date), Some(time)) => format!("{date} {time}"),
+        _ => time.to_owned(),
+    }
+}
+
 fn table<const N: usize>(heads: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(heads);
@@ -141,13 +155,26 @@ fn duration(seconds: u64) -> String {
     }
 }
 
+/// `1.3 of 256 MiB`.
+fn share(bytes: u64, bytes_max: u64) -> String {
+    let (part, whole) = (size(bytes), size(bytes_max));
+    let number = match (part.split_once(' '), whole.split_once(' ')) {
+        (Some((number, unit)), Some((_, same))) if unit == same => number,
+        (_, _) => &part,
+    };
+    format!("{number} of {whole}")
+}
+
 fn size(bytes: u64) -> String {
-    let (whole, unit) = match bytes {
+    let (tenths, unit) = match bytes {
         0..1_048_576 => (bytes * 10 / 1024, "KiB"),
         1_048_576..1_073_741_824 => (bytes * 10 / 1_048_576, "MiB"),
-        _ => (bytes / 1_073_741_824 * 10, "GiB"),
+        _ => (bytes / 1_048_576 * 10 / 1024, "GiB"),
     };
-    format!("{}.{} {unit}", whole / 10, whole % 10)
+    match (tenths / 10, tenths % 10) {
+        (whole, 0) => format!("{whole} {unit}"),
+        (whole, tenth) => format!("{whole}.{tenth} {unit}"),
+    }
 }
 
 /// A number with its digits in groups of three.
@@ -168,7 +195,10 @@ const VALUES_SHOWN: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use channel::{Fingerprint, KeyKind};
+
     use super::*;
+    use crate::report::{ChannelStatus, SpoolStatus, TpmStatus};
 
     #[test]
     fn durations_show_their_two_greatest_units() {
@@ -183,8 +213,135 @@ mod tests {
         assert_eq!(digits(4320), "4,320");
         assert_eq!(digits(884_213), "884,213");
         assert_eq!(digits(12), "12");
-        assert_eq!(size(52 * 1024), "52.0 KiB");
-        assert_eq!(size(256 * 1024 * 1024), "256.0 MiB");
+        assert_eq!(size(52 * 1024), "52 KiB");
+        assert_eq!(size(256 * 1024 * 1024), "256 MiB");
+        assert_eq!(size(1_363_149), "1.3 MiB");
+        assert_eq!(size(12_079_595_520), "11.2 GiB");
+    }
+
+    #[test]
+    fn the_status_screen_is_the_one_of_the_manual() {
+        let mut out = Vec::new();
+        status(&mut out, &example()).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), SCREEN);
+    }
+
+    /// As it is before `gatewayctl init`, without a TPM.
+    #[test]
+    fn a_gateway_without_tpm_says_what_to_do() {
+        let mut status = example();
+        status.gateway = None;
+        status.tpm = TpmStatus {
+            state: "absent".into(),
+            lockout_count: None,
+            lockout_max: None,
+            vendor: None,
+            problem: Some("/dev/tpmrm0 does not exist".into()),
+            r#do: Some("add the overlay and reboot".into()),
+        };
+        let mut out = Vec::new();
+        super::status(&mut out, &status).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(
+            text.starts_with("greenhouse-7  no identity  gatewayd 0.3.0"),
+            "{text}"
+        );
+        let problem = "tpm    absent                           clock  synchronised\n       \
+                       /dev/tpmrm0 does not exist\n       do: add the overlay and reboot\n";
+        assert!(text.contains(problem), "{text}");
+    }
+
+    const SCREEN: &str = "\
+greenhouse-7  uws2-ljnf-uws2-ljnf  gatewayd 0.3.0  up 12 d 4 h        2026-11-23 14:02:31
+tpm    ok, lockout 0/32                 clock  synchronised
+spool  disk, 1.3 of 256 MiB, lost 4,320
+SERVICE      UPLINK     VIA              LAST ACK  BACKLOG
+farm         connected  relay-a.example  1 s       0
+water-board  waiting    intake.example   2 h 10 m  1,016 batches  the handshake took longer than 30s; do: wait
+SENSOR   STATE   LAST VALUES         AGE     PROBLEM
+climate  ok      21.4 Cel  63.1 %RH  2 s
+meter    silent  41280 Wh            31 min  timeout
+";
+
+    fn service(name: &str, uplink: &str, via: &str, ack_seconds: u64) -> ServiceStatus {
+        ServiceStatus {
+            name: name.into(),
+            key: None,
+            enrolled: true,
+            uplink: uplink.into(),
+            via: Some(via.into()),
+            last_ack_seconds: Some(ack_seconds),
+            backlog_batches: 0,
+            problem: None,
+            r#do: None,
+        }
+    }
+
+    fn sensor(name: &str, state: &str, age_seconds: u64) -> SensorStatus {
+        SensorStatus {
+            name: name.into(),
+            state: state.into(),
+            error: None,
+            age_seconds: Some(age_seconds),
+            last: Vec::new(),
+            problem: None,
+        }
+    }
+
+    fn channel(channel: &str, value: impl Into<serde_json::Value>, unit: &str) -> ChannelStatus {
+        ChannelStatus {
+            channel: channel.into(),
+            value: value.into(),
+            unit: Some(unit.into()),
+            quality: "ok".into(),
+        }
+    }
+
+    fn example() -> Status {
+        let mut water_board = service("water-board", "waiting", "intake.example", 7800);
+        water_board.backlog_batches = 1016;
+        water_board.problem = Some("the handshake took longer than 30s".into());
+        water_board.r#do = Some("wait".into());
+        let mut climate = sensor("climate", "ok", 2);
+        climate.last = vec![
+            channel("temperature", 21.4, "Cel"),
+            channel("humidity", 63.1, "%RH"),
+        ];
+        let mut meter = sensor("meter", "silent", 31 * 60);
+        meter.last = vec![channel("energy", 41280, "Wh")];
+        meter.problem = Some("timeout".into());
+        Status {
+            schema: "status/1".into(),
+            name: "greenhouse-7".into(),
+            gateway: Some(Fingerprint::new(KeyKind::GatewayIdentity, [0xA5; 32]).to_string()),
+            version: "0.3.0".into(),
+            up_seconds: 12 * 86_400 + 4 * 3600,
+            time: "2026-11-23T14:02:31.000Z".into(),
+            tpm: TpmStatus {
+                state: "ok".into(),
+                lockout_count: Some(0),
+                lockout_max: Some(32),
+                vendor: Some("Infineon SLB9670".into()),
+                problem: None,
+                r#do: None,
+            },
+            clock: "synchronised".into(),
+            spool: SpoolStatus {
+                state: "disk".into(),
+                size_bytes: 1_363_149,
+                max_bytes: 256 * 1024 * 1024,
+                batches: 1016,
+                held_readings: 9000,
+                stored_readings: 884_213,
+                acked_readings: 870_893,
+                lost_readings: 4320,
+            },
+            services: vec![
+                service("farm", "connected", "relay-a.example", 1),
+                water_board,
+            ],
+            sensors: vec![climate, meter],
+        }
     }
 
     #[test]

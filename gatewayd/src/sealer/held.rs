@@ -176,10 +176,7 @@ mod tests {
         held.push(&taken(1, 0, Class::Bulk));
 
         assert!(held.loss(Class::Critical, [7; 16]).is_none());
-        assert_eq!(
-            held.loss(Class::Bulk, [7; 16]).unwrap().tallies[0].count,
-            1
-        );
+        assert_eq!(held.loss(Class::Bulk, [7; 16]).unwrap().tallies[0].count, 1);
     }
 
     #[test]

@@ -64,23 +64,18 @@ impl Outlet {
         let Some(parties) = self.parties() else {
             return Ok(());
         };
-        let service = &self.service.name;
         let refused = match self.store_all(&parties).await {
             Ok(()) => None,
             Err(StoreError::Later(error)) => Some(error),
             Err(StoreError::Never(error)) => return Err(error),
         };
-        match refused {
-            None if self.refused.is_some() => tracing::info!(
-                service = self.service.name,
-                "the disk takes batches again"
-            ),
-            Some(error) if self.refused.is_none() => {
+        let service = &self.service.name;
+        match (&refused, self.refused) {
+            (Some(error), None) => {
                 tracing::error!(service, advice = error.advice(), "cannot store: {error}");
-                self.refused = Some(reason(&error));
-                return Ok(());
             }
-            None | Some(_) => {}
+            (None, Some(_)) => tracing::info!(service, "the disk takes batches again"),
+            (Some(_), Some(_)) | (None, None) => {}
         }
         self.refused = refused.as_ref().map(reason);
         Ok(())
@@ -102,6 +97,12 @@ impl Outlet {
         }
         clean &= self.give_up_held().await?;
         Ok(clean)
+    }
+
+    /// Whether the disk refused something at the last try.
+    #[cfg(test)]
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.is_some()
     }
 
     /// Each class by itself, the most urgent first: what the disk refuses of one, because it is
@@ -400,9 +401,10 @@ fn fits(plaintext_bytes: usize, tallies: &[Tally]) -> bool {
 
 /// How the ledger calls what memory has no room for while the disk says this.
 fn reason(error: &spool::SpoolError) -> LossReason {
-    match error {
-        spool::SpoolError::Disk { .. } => LossReason::Disk,
-        _ => LossReason::Full,
+    if matches!(error, spool::SpoolError::Disk { .. }) {
+        LossReason::Disk
+    } else {
+        LossReason::Full
     }
 }
 
