@@ -81,7 +81,10 @@ impl Statement {
     pub fn service_of(bytes: &[u8]) -> Result<Fingerprint, StatementError> {
         let signed = Signed::decode(bytes)?;
         let (service, _) = StatementContent::decode(signed.payload)?;
-        Ok(Fingerprint::of(KeyKind::ServiceIdentity, service.as_bytes()))
+        Ok(Fingerprint::of(
+            KeyKind::ServiceIdentity,
+            service.as_bytes(),
+        ))
     }
 
     /// Takes a statement as it came from outside.
