@@ -252,7 +252,7 @@ fn statement_key(service: &Fingerprint) -> String {
     format!("statement:{}", HEXLOWER.encode(service.bytes()))
 }
 
-/// ux.md 1: connected means that nothing waits for an ack longer than this.
+/// Connected means that nothing waits for an ack longer than this.
 const UNACKED_MAX_MS: u64 = 60_000;
 
 #[cfg(test)]

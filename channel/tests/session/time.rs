@@ -186,7 +186,7 @@ fn unanswered_bytes_are_followed_by_a_ping_after_15_s() {
     );
 }
 
-/// design.md 5: an idle link costs 100 KiB a day at most.
+/// An idle link costs 100 KiB a day at most.
 #[test]
 fn an_idle_day_is_cheap_and_ends_with_the_keys() {
     let world = World::new();

@@ -38,7 +38,8 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// The exit code of ux.md 5 (`sysexits.h`).
+    /// The exit code, after `sysexits.h`: 2 arguments, 69 no daemon, 70 a bug of ours, 75 not now,
+    /// 76 the other side refused, 77 no permission, 78 configuration.
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::NoDaemon(_, error) if error.kind() == io::ErrorKind::PermissionDenied => 77,
