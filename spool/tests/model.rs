@@ -119,17 +119,24 @@ impl Model {
 
     async fn open_epoch(&mut self, lane: Lane) {
         let index = self.newest.get(&lane).map_or(0, |(index, _)| index + 1);
-        self.spool().open_epoch(epoch(lane, index)).await.unwrap();
-        self.newest.insert(lane, (index, 0));
-        // A small change may evict, too.
-        self.observe(None).await;
+        match self.spool().open_epoch(epoch(lane, index)).await {
+            Ok(()) => {
+                self.newest.insert(lane, (index, 0));
+                // A small change may evict, too.
+                self.observe(None).await;
+            }
+            // All that is held is more urgent than this lane.
+            Err(error) => assert!(matches!(error, SpoolError::Full), "{error:?}"),
+        }
     }
 
     async fn append(&mut self, lane: Lane, bytes: usize, carry: bool) {
         if !self.newest.contains_key(&lane) {
             self.open_epoch(lane).await;
         }
-        let (index, number) = self.newest[&lane];
+        let Some((index, number)) = self.newest.get(&lane).copied() else {
+            return;
+        };
         let carried = if carry {
             self.hand_out(lane.service).await
         } else {
