@@ -15,6 +15,7 @@ use std::{fs, os::unix::net::UnixDatagram, process::Output, time::Duration};
 use demo::{
     accounts::Accounts,
     process::{ours, until},
+    secrecy::{Needles, files_below},
     site::number,
 };
 use fixture::Fixture;
@@ -43,6 +44,31 @@ async fn a_reading_arrives_once_although_service_and_gateway_fail() {
     let books = Accounts::read(&status, &site.readings()).unwrap();
     assert!(books.hold(), "{books:?}");
     assert_eq!((books.runs, books.unclean_stops), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_relay_nor_disk_has_a_name_or_value() {
+    let mut site = Fixture::running().await;
+    site.enrol("greenhouse-7").await.unwrap();
+    site.delivered(LONG).await.unwrap();
+    site.service.take().unwrap().stop().await.unwrap();
+    site.stored_more(20).await;
+    site.keep_spool("spool-in-outage").unwrap();
+    site.start_service().await.unwrap();
+    site.delivered(LONG).await.unwrap();
+
+    let readings = site.readings();
+    let needles = Needles::of_delivered(&readings).unwrap();
+    let mut carried = files_below(&site.path("spool-in-outage")).unwrap();
+    carried.push(site.wiretap.recording.clone());
+    let found = needles.search(&carried).unwrap();
+
+    assert!(0 < found.bytes);
+    assert_eq!(found.needles, [""; 0]);
+    // The same search finds them all where they are not sealed.
+    let control = needles.control(&readings).unwrap();
+    assert_eq!(control.needles.len(), needles.len());
+    assert!(control.needles.contains(&"climate".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
