@@ -21,6 +21,7 @@
 //! ```
 
 mod bus;
+mod factory;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -67,6 +68,27 @@ impl Swtpm {
             path: folder.to_owned(),
             temporary: false,
         })
+    }
+
+    /// Starts a new TPM as a vendor ships it: with certificates of an RSA-2048 and a P-384
+    /// endorsement key in its NV, in a temporary folder. Takes one or two seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Swtpm::start`]; also if `swtpm_setup` (Debian: `swtpm-tools`) is not installed or fails.
+    pub fn start_certified() -> io::Result<Self> {
+        let folder = Folder::temporary()?;
+        factory::manufacture(&folder.path)?;
+        Self::start_with(folder)
+    }
+
+    /// Files (PEM) of the authority behind a TPM that was [started
+    /// certified](Self::start_certified): the certificate of its root, and that of the issuer
+    /// between root and endorsement certificates.
+    #[must_use]
+    pub fn authority(&self) -> [PathBuf; 2] {
+        [factory::ROOT, factory::ISSUER]
+            .map(|name| self.folder.path.join(factory::AUTHORITY).join(name))
     }
 
     fn start_with(folder: Folder) -> io::Result<Self> {
