@@ -11,7 +11,7 @@ PACKAGES=(
     libtss2-tcti-swtpm0                 # swtpm, likewise
     libdbus-1-dev                       # BlueZ through btleplug
     libsystemd-dev                      # readiness and watchdog
-    swtpm swtpm-tools gnutls-bin        # a TPM that is a TPM, and a vendor that certifies it
+    swtpm swtpm-tools                   # a TPM that is a TPM, and a vendor that certifies it
     tpm2-tools tpm2-openssl             # second opinions on it
     dbus                                # the private bus of the BlueZ stand-in
     socat                               # a serial cable without a serial port

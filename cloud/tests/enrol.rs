@@ -19,7 +19,7 @@ use cloud::{
     evidence::{ClaimedKeys, EvidenceError},
     invite,
 };
-use hsm::{CertifyKey, Hsm, HsmConfig, HsmError, Public, swtpm::Swtpm};
+use hsm::{CertifyKey, EndorsementKind, Hsm, HsmConfig, HsmError, Public, swtpm::Swtpm};
 use link::{Messages, StreamName};
 use sha2::{Digest, Sha256};
 use support::{Cloud, PATIENCE, REGISTRY, Session, rng};
@@ -148,7 +148,7 @@ async fn the_channel_key_must_be_the_one_of_the_session() {
     let (cloud, tpm) = (Cloud::start().await, Tpm::start().await);
     let refusals = Refusals::of(&cloud, 0);
     let ticket = ticket(&cloud, "greenhouse-7", MINUTE);
-    let outcome = stranger(&cloud, |h| prove(keys_of(&tpm.public), &ticket, h)).await;
+    let outcome = stranger(&cloud, |h| prove(tpm.claims.clone(), &ticket, h)).await;
     refusals.assert(&outcome, EnrolCode::KeyRefused, 1);
     let why = outcome.detail.unwrap();
     assert!(why.contains("not the one of the session"), "{why}");
@@ -158,14 +158,14 @@ async fn the_channel_key_must_be_the_one_of_the_session() {
 async fn keys_of_two_tpms_are_not_activated() {
     let (cloud, tpm, other) = tokio::join!(Cloud::start(), Tpm::start(), Tpm::start());
     let refusals = Refusals::of(&cloud, 0);
-    let mut lent_endorsement = tpm.public.clone();
-    lent_endorsement.endorsement_public = other.public.endorsement_public.clone();
-    let mut lent_attestation = tpm.public.clone();
-    lent_attestation.attestation_public = other.public.attestation_public.clone();
+    let mut lent_endorsement = tpm.claims.clone();
+    lent_endorsement.ek = other.claims.ek.clone();
+    let mut lent_attestation = tpm.claims.clone();
+    lent_attestation.ak = other.claims.ak.clone();
     for (count, mixed) in (1..).zip([lent_attestation, lent_endorsement]) {
         // Each mix has its own endorsement key, so its own ticket.
         let ticket = ticket(&cloud, "greenhouse-7", MINUTE);
-        let request = |h: &[u8; 32]| prove(keys_of(&mixed), &ticket, h);
+        let request = |h: &[u8; 32]| prove(mixed.clone(), &ticket, h);
         let begun = Conversation::begin(&cloud, &tpm, request).await.unwrap();
         for tpm in [&tpm, &other] {
             let opened = tpm.activate(&begun.challenge).await;
@@ -182,7 +182,7 @@ async fn keys_of_two_tpms_are_not_activated() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_key_must_be_what_its_role_asks_for() {
     let tpm = Tpm::start().await;
-    let good = keys_of(&tpm.public);
+    let good = tpm.claims.clone();
     let session_key = tpm.public();
     let check = |request: &Request| {
         let checked = ClaimedKeys::check(request, &session_key);
@@ -223,7 +223,7 @@ async fn each_key_must_be_what_its_role_asks_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_piece_of_evidence_counts() {
     let tpm = Tpm::start().await;
-    let request = keys_of(&tpm.public);
+    let request = tpm.claims.clone();
     let keys = ClaimedKeys::check(&request, &tpm.public()).unwrap();
     let open = keys.challenge(&mut rng()).unwrap();
     let t = enrol::transcript(&[1; 32], &request.encode(), &open.challenge.encode());
@@ -302,6 +302,9 @@ fn move_point(from: &[u8], to: &mut [u8]) {
 struct Tpm {
     hsm: Hsm,
     public: Public,
+    kind: EndorsementKind,
+    /// Message 1 but for the ticket.
+    claims: Request,
     _swtpm: Swtpm,
 }
 
@@ -313,8 +316,20 @@ impl Tpm {
             keys: swtpm.folder().join("keys"),
             timeout: PATIENCE,
         });
+        let public = hsm.provision(false).await.unwrap();
+        let endorsement = hsm.endorsement(None).await.unwrap();
         Self {
-            public: hsm.provision(false).await.unwrap(),
+            claims: Request {
+                ticket_id: None,
+                proof: None,
+                ek_certificates: endorsement.certificates,
+                ek: endorsement.public,
+                ak: public.attestation_public.clone(),
+                identity: public.identity_public.clone(),
+                channel: public.channel_public.clone(),
+            },
+            kind: endorsement.kind,
+            public,
             hsm,
             _swtpm: swtpm,
         }
@@ -328,7 +343,7 @@ impl Tpm {
     }
 
     async fn begin(&self, cloud: &Cloud, ticket: &Ticket) -> Conversation {
-        let request = |h: &[u8; 32]| prove(keys_of(&self.public), ticket, h);
+        let request = |h: &[u8; 32]| prove(self.claims.clone(), ticket, h);
         Conversation::begin(cloud, self, request).await.unwrap()
     }
 
@@ -344,7 +359,7 @@ impl Tpm {
 
     async fn activate(&self, challenge: &Challenge) -> Result<Vec<u8>, HsmError> {
         let (credential, secret) = (challenge.credential.clone(), challenge.secret.clone());
-        let opened = self.hsm.activate(credential, secret).await?;
+        let opened = self.hsm.activate(self.kind, credential, secret).await?;
         Ok(opened.to_vec())
     }
 
@@ -435,18 +450,6 @@ async fn stranger(cloud: &Cloud, request: impl FnOnce(&[u8; 32]) -> Request) -> 
 /// How somebody is refused who knows the ticket's secret.
 async fn stranger_with(cloud: &Cloud, ticket: &Ticket, endorsement: &[u8]) -> Outcome {
     stranger(cloud, |h| prove(keys_of_nobody(endorsement), ticket, h)).await
-}
-
-fn keys_of(public: &Public) -> Request {
-    Request {
-        ticket_id: None,
-        proof: None,
-        ek_certificates: public.ek_certificates.clone(),
-        ek: public.endorsement_public.clone(),
-        ak: public.attestation_public.clone(),
-        identity: public.identity_public.clone(),
-        channel: public.channel_public.clone(),
-    }
 }
 
 fn keys_of_nobody(endorsement: &[u8]) -> Request {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use channel::{Admission, Fingerprint, KeyKind, Purpose, SigningKey};
-use hsm::{CertifyKey, HsmError};
+use hsm::{CertifyKey, Endorsement, HsmError};
 use link::{Address, LinkError, Messages, StreamName};
 use sha2::{Digest, Sha256};
 use wire::{
@@ -126,7 +126,13 @@ pub async fn enroll(
     let candidate = service.candidate(key, addresses.clone(), false).await;
     let candidate = candidate.map_err(EnrollError::State)?;
 
-    let (via, name) = try_addresses(&ticket, identity, service, &candidate).await?;
+    let applicant = Applicant {
+        ticket: &ticket,
+        identity,
+        // Before a session's time runs: an RSA key takes a TPM seconds to make.
+        endorsement: identity.hsm().endorsement(None).await?,
+    };
+    let (via, name) = try_addresses(&applicant, service, &candidate).await?;
     let granted = EnrolledService {
         key: key.to_string(),
         addresses: addresses.iter().map(ToString::to_string).collect(),
@@ -178,19 +184,23 @@ fn choose<'a>(
     }
 }
 
+/// Who wants to be enrolled, and by what.
+struct Applicant<'a> {
+    ticket: &'a Ticket,
+    identity: &'a Identity,
+    endorsement: Endorsement,
+}
+
 /// Tries each address once; one whose link fails leads to the next.
 async fn try_addresses(
-    ticket: &Ticket,
-    identity: &Identity,
+    applicant: &Applicant<'_>,
     service: &Service,
     peer: &Peer,
 ) -> Result<(String, String), EnrollError> {
     let mut last = EnrollError::NoAddress;
     for address in &peer.addresses {
-        let attempt = tokio::time::timeout(
-            ENROL_TIME_MAX,
-            enroll_at(address, ticket, identity, service, peer),
-        );
+        let attempt =
+            tokio::time::timeout(ENROL_TIME_MAX, enroll_at(address, applicant, service, peer));
         match attempt.await {
             Ok(Ok(name)) => return Ok((address.host().to_owned(), name)),
             Ok(Err(EnrollError::Link(error))) => last = EnrollError::Link(error),
@@ -203,18 +213,17 @@ async fn try_addresses(
 
 async fn enroll_at(
     address: &Address,
-    ticket: &Ticket,
-    identity: &Identity,
+    applicant: &Applicant<'_>,
     service: &Service,
     peer: &Peer,
 ) -> Result<String, EnrollError> {
-    let config = initiator(identity, peer, Purpose::Enrol);
-    let link = link::connect(address, config, identity, service).await?;
+    let config = initiator(applicant.identity, peer, Purpose::Enrol);
+    let link = link::connect(address, config, applicant.identity, service).await?;
     let h = link.handshake_hash;
     let (driver, streams) = link.split();
     let conversation = async {
         let messages = streams.open(StreamName::Enroll).await?;
-        let outcome = converse(messages, &h, ticket, identity).await;
+        let outcome = converse(messages, &h, applicant).await;
         streams.close(Admission::Ok);
         outcome
     };
@@ -237,15 +246,19 @@ async fn enroll_at(
 async fn converse(
     mut messages: Messages,
     h: &[u8; 32],
-    ticket: &Ticket,
-    identity: &Identity,
+    applicant: &Applicant<'_>,
 ) -> Result<Outcome, EnrollError> {
+    let Applicant {
+        ticket,
+        identity,
+        endorsement,
+    } = applicant;
     let keys = identity.keys();
     let mut request = Request {
         ticket_id: Some(ticket.id),
         proof: None,
-        ek_certificates: keys.ek_certificates.clone(),
-        ek: keys.endorsement_public.clone(),
+        ek_certificates: endorsement.certificates.clone(),
+        ek: endorsement.public.clone(),
         ak: keys.attestation_public.clone(),
         identity: keys.identity_public.clone(),
         channel: keys.channel_public.clone(),
@@ -261,7 +274,9 @@ async fn converse(
     let challenge = Challenge::decode(&challenge_bytes).map_err(protocol)?;
     let t = enrol::transcript(h, &request, &challenge_bytes);
     let hsm = identity.hsm();
-    let secret = hsm.activate(challenge.credential, challenge.secret).await?;
+    let secret = hsm
+        .activate(endorsement.kind, challenge.credential, challenge.secret)
+        .await?;
     let certify = |key, certified| {
         let data = enrol::certify_data(certified, &t);
         async move { hsm.certify(key, data).await }

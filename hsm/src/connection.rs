@@ -20,8 +20,8 @@ use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Attest, CapabilityData, Data, Digest, EccPoint, HashcheckTicket, Signature, SignatureScheme,
-    SymmetricDefinition,
+    Attest, CapabilityData, Data, Digest, EccPoint, HashcheckTicket, Public as TpmtPublic,
+    Signature, SignatureScheme, SymmetricDefinition,
 };
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
 
@@ -80,18 +80,16 @@ impl Connection {
         let template = parent_template().during(Operation::Parent)?;
         // There is no key yet to salt a session to, and the empty password is no secret. Whoever
         // answers in the TPM's place is found out by the pin, where there is one.
-        let made = self
-            .context
-            .execute_with_session(Some(AuthSession::Password), |context| {
-                context.create_primary(Hierarchy::Owner, template, None, None, None, None)
-            })
-            .during(Operation::Parent)?;
+        let made = self.with_empty_password(Operation::Parent, |context| {
+            context.create_primary(Hierarchy::Owner, template, None, None, None, None)
+        })?;
         let name = Name::of(&made.out_public)?;
         if pin.is_some_and(|pin| pin != name) {
             return Err(HsmError::KeyNotOfThisTpm);
         }
 
-        let session = self.salted_session(made.key_handle, SessionType::Hmac)?;
+        let session =
+            self.salted_to(made.key_handle, SessionType::Hmac, HashingAlgorithm::Sha256)?;
         let handle = PersistentTpmHandle::new(PARENT).during(Operation::Parent)?;
         self.context
             .execute_with_session(Some(session), |context| {
@@ -113,13 +111,7 @@ impl Connection {
     pub(crate) fn trust_parent(&mut self, pin: Option<Name>) -> Result<Name, HsmError> {
         let handle = match self.parent {
             Some((handle, _)) => handle,
-            None => {
-                let handle = PersistentTpmHandle::new(PARENT).during(Operation::Parent)?;
-                self.context
-                    .tr_from_tpm_public(TpmHandle::Persistent(handle))
-                    .during(Operation::Parent)?
-                    .into()
-            }
+            None => self.parent_handle()?,
         };
         // The library computes this Name from the very public area that it will encrypt the salt
         // to; a Name that came with an answer would prove nothing.
@@ -210,8 +202,7 @@ impl Connection {
         qualifying: &[u8; 32],
     ) -> Result<(Attest, Signature), HsmError> {
         let qualifying = Data::try_from(qualifying.as_slice()).during(Operation::Certify)?;
-        let parent = self.parent()?;
-        let second = self.salted_session(parent, SessionType::Hmac)?;
+        let second = self.salted(SessionType::Hmac, HashingAlgorithm::Sha256)?;
         let certified = self.in_session_and(Operation::Certify, second, |context| {
             context.certify(key.into(), attestation, qualifying, SignatureScheme::Null)
         })?;
@@ -251,8 +242,7 @@ impl Connection {
         if let Some(session) = self.session {
             return Ok(session);
         }
-        let parent = self.parent()?;
-        let session = self.salted_session(parent, SessionType::Hmac)?;
+        let session = self.salted(SessionType::Hmac, HashingAlgorithm::Sha256)?;
         let (attributes, mask) = SessionAttributesBuilder::new()
             .with_decrypt(true)
             .with_encrypt(true)
@@ -264,17 +254,22 @@ impl Connection {
         Ok(session)
     }
 
-    /// Starts a policy session, salted as any; the caller ends it.
-    pub(crate) fn policy_session(&mut self) -> Result<AuthSession, HsmError> {
+    /// Starts a session salted to the storage root key; the caller ends it.
+    pub(crate) fn salted(
+        &mut self,
+        kind: SessionType,
+        hash: HashingAlgorithm,
+    ) -> Result<AuthSession, HsmError> {
         let parent = self.parent()?;
-        self.salted_session(parent, SessionType::Policy)
+        self.salted_to(parent, kind, hash)
     }
 
     /// Starts a session whose key only this process and the holder of `salt_key` can know.
-    fn salted_session(
+    fn salted_to(
         &mut self,
         salt_key: KeyHandle,
         kind: SessionType,
+        hash: HashingAlgorithm,
     ) -> Result<AuthSession, HsmError> {
         let session = self
             .context
@@ -284,7 +279,7 @@ impl Connection {
                 None,
                 kind,
                 SymmetricDefinition::AES_128_CFB,
-                HashingAlgorithm::Sha256,
+                hash,
             )
             .during(Operation::Session)?
             .ok_or(HsmError::Tampered)?;
@@ -329,6 +324,41 @@ impl Connection {
             .during(operation)
     }
 
+    /// Runs a command that needs an authorization and carries nothing that matters, where there is
+    /// no key yet to salt a session to. The empty password is no secret.
+    pub(crate) fn with_empty_password<T>(
+        &mut self,
+        operation: Operation,
+        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
+    ) -> Result<T, HsmError> {
+        self.context
+            .execute_with_session(Some(AuthSession::Password), command)
+            .during(operation)
+    }
+
+    /// Name of the key that rests where the storage root key belongs, as the TPM says it.
+    pub(crate) fn found_parent(&mut self) -> Result<Option<Name>, HsmError> {
+        if !self.parent_exists()? {
+            return Ok(None);
+        }
+        let handle = match self.parent {
+            Some((handle, _)) => handle,
+            None => self.parent_handle()?,
+        };
+        let (public, _, _) = self.context.read_public(handle).during(Operation::Parent)?;
+        Name::of(&public).map(Some)
+    }
+
+    /// Public area of the storage root key that is trusted.
+    pub(crate) fn trusted_parent(&mut self) -> Result<TpmtPublic, HsmError> {
+        let (handle, trusted) = self.parent.ok_or(HsmError::KeyNotOfThisTpm)?;
+        let (public, _, _) = self.context.read_public(handle).during(Operation::Parent)?;
+        if Name::of(&public)? != trusted {
+            return Err(HsmError::Tampered);
+        }
+        Ok(public)
+    }
+
     /// Handles in use, `count_max` at most, from `first` on.
     pub(crate) fn handles(
         &mut self,
@@ -342,6 +372,17 @@ impl Connection {
             return Err(HsmError::Tampered);
         };
         Ok(handles.into_inner())
+    }
+
+    /// Asks the TPM for the persistent storage root key. Once for each connection: before 3.2.3 the
+    /// library does not count how often it was asked.
+    fn parent_handle(&mut self) -> Result<KeyHandle, HsmError> {
+        let handle = PersistentTpmHandle::new(PARENT).during(Operation::Parent)?;
+        let object = self
+            .context
+            .tr_from_tpm_public(TpmHandle::Persistent(handle))
+            .during(Operation::Parent)?;
+        Ok(object.into())
     }
 
     fn parent(&self) -> Result<KeyHandle, HsmError> {

@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 use crate::connection::Connection;
 use crate::error::HsmError;
 use crate::files::{self, Keyring};
-use crate::handle::{CertifyKey, Examined, Public};
+use crate::handle::{CertifyKey, Public};
+use crate::health::Examined;
 use crate::owner::Shared;
 use crate::response::{During, Operation};
 use crate::templates::{Key, Name, left_padded, point_of};
@@ -64,7 +65,7 @@ impl Engine {
         };
         self.shared
             .counters
-            .add_operation(result.as_ref().err(), started.elapsed());
+            .add_operation(result.is_err(), started.elapsed());
         result
     }
 
@@ -148,17 +149,6 @@ impl Engine {
         ))
     }
 
-    pub(crate) fn activate(
-        &mut self,
-        credential: &[u8],
-        secret: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
-        let keys = self.keys()?;
-        let connection = self.ready(&keys)?;
-        let attestation = connection.load(&keys, Key::Attestation)?;
-        connection.activate(attestation, credential, secret)
-    }
-
     /// Asks the TPM how it is, and whether it is still the one that made the keys.
     pub(crate) fn examine(&mut self) -> Result<Examined, HsmError> {
         let keys = match self.keys() {
@@ -182,6 +172,7 @@ impl Engine {
         let connection = self.connected()?;
         let keys = Keyring {
             parent,
+            endorsement: Some(connection.endorsement_name()?),
             identity: connection.create(Key::Identity)?,
             channel: connection.create(Key::Channel)?,
             attestation: connection.create(Key::Attestation)?,
@@ -199,24 +190,19 @@ impl Engine {
         for key in Key::ALL {
             connection.load(&keys, key)?;
         }
-        connection.rest()?;
-        let (handle, endorsement) = connection.make_endorsement()?;
-        connection.flush(handle)?;
         let public = Public {
             identity: point_of(&keys.identity.public).ok_or(HsmError::KeyNotOfThisTpm)?,
             channel: point_of(&keys.channel.public).ok_or(HsmError::KeyNotOfThisTpm)?,
             identity_public: area(&keys.identity.public)?,
             channel_public: area(&keys.channel.public)?,
             attestation_public: area(&keys.attestation.public)?,
-            endorsement_public: area(&endorsement)?,
-            ek_certificates: connection.endorsement_certificates()?,
             vendor: connection.vendor()?,
         };
         self.keys = Some(Arc::new(keys));
         Ok(public)
     }
 
-    fn keys(&mut self) -> Result<Arc<Keyring>, HsmError> {
+    pub(crate) fn keys(&mut self) -> Result<Arc<Keyring>, HsmError> {
         if let Some(keys) = &self.keys {
             return Ok(Arc::clone(keys));
         }
@@ -233,7 +219,7 @@ impl Engine {
     }
 
     /// A connection that trusts the storage root key of `keys`.
-    fn ready(&mut self, keys: &Keyring) -> Result<&mut Connection, HsmError> {
+    pub(crate) fn ready(&mut self, keys: &Keyring) -> Result<&mut Connection, HsmError> {
         self.trust_parent(Some(keys.parent))?;
         self.connected()
     }
@@ -248,30 +234,28 @@ impl Engine {
         self.connected()?.trust_parent(pin)
     }
 
-    fn connected(&mut self) -> Result<&mut Connection, HsmError> {
+    pub(crate) fn connected(&mut self) -> Result<&mut Connection, HsmError> {
         match &mut self.connection {
             Some(connection) => Ok(connection),
             empty => Ok(empty.insert(Connection::open(&self.shared.config.tpm)?)),
         }
     }
 
-    fn after_failure(&mut self, error: &mut HsmError) {
+    pub(crate) fn after_failure(&mut self, error: &mut HsmError) {
         if let HsmError::Lockout { wait } = error
             && let Some(connection) = &mut self.connection
             && let Ok(interval) = connection.lockout_interval()
         {
             *wait = interval;
         }
-        if matches!(error, HsmError::TpmReset) {
-            self.shared.counters.add_reset();
-        }
+        self.shared.counters.add_incident(error);
         if self.connection.take().is_some() {
             self.shared.counters.add_reconnect();
         }
     }
 }
 
-fn area(public: &TpmtPublic) -> Result<Vec<u8>, HsmError> {
+pub(crate) fn area(public: &TpmtPublic) -> Result<Vec<u8>, HsmError> {
     public.marshall().during(Operation::Open)
 }
 

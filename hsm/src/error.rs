@@ -103,6 +103,17 @@ pub enum HsmError {
         refusal: Refusal,
     },
 
+    /// Something else is where one of our counters belongs.
+    #[error("the TPM's NV index {index:#010x} is taken by something that is not our counter")]
+    ForeignIndex {
+        /// Its handle.
+        index: u32,
+    },
+
+    /// A sealed secret stays shut.
+    #[error("the sealed secret stays shut: {0}")]
+    Sealed(SealFault),
+
     /// A key file cannot be read or written.
     #[error("cannot use the key file {}", path.display())]
     KeyFile {
@@ -160,8 +171,43 @@ impl HsmError {
             }
             Self::NotAPoint => "the peer is broken or hostile: ask its operator",
             Self::Refused { .. } => "gatewayctl check tpm; then report it with gatewayctl diag",
+            Self::ForeignIndex { .. } => {
+                "find out which program uses it; if none does: tpm2_nvundefine -C o INDEX"
+            }
+            Self::Sealed(fault) => fault.advice(),
             Self::KeyFile { source, .. } => source.advice(),
             Self::Stopped => "restart gatewayd and report it with gatewayctl diag",
+        }
+    }
+}
+
+/// Why a sealed secret stays shut.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealFault {
+    /// No signed policy fits what the machine booted.
+    #[error("no signed policy allows the present boot state (PCRs)")]
+    State,
+    /// The policy is of an earlier generation than the counter.
+    #[error("its signed policy has been withdrawn")]
+    Withdrawn,
+    /// The signature of the policy is not the authority's.
+    #[error("its policy is not signed by the authority it was sealed for")]
+    Signature,
+    /// What is sealed, or the policy, is damaged or from another TPM.
+    #[error("it is damaged, or from another TPM")]
+    Damaged,
+}
+
+impl SealFault {
+    fn advice(self) -> &'static str {
+        match self {
+            Self::State => {
+                "boot software that a policy was signed for, or get a policy signed for this one"
+            }
+            Self::Withdrawn => "get a policy of the present generation signed",
+            Self::Signature => "get the policy signed by the authority that the secret names",
+            Self::Damaged => "seal the secret anew",
         }
     }
 }

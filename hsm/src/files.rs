@@ -20,6 +20,9 @@ use crate::tss2_key;
 pub(crate) struct Keyring {
     /// Name of the storage root key: the pin.
     pub(crate) parent: Name,
+    /// Name of the TPM's P-256 endorsement key, which outlives a clear: it tells a cleared TPM from
+    /// a replaced one. Keys of earlier versions do not say.
+    pub(crate) endorsement: Option<Name>,
     pub(crate) identity: StoredKey,
     pub(crate) channel: StoredKey,
     pub(crate) attestation: StoredKey,
@@ -46,6 +49,8 @@ pub(crate) struct StoredKey {
 struct Manifest {
     version: u32,
     parent: Name,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    endorsement: Option<Name>,
     identity: Name,
     channel: Name,
     attestation: Name,
@@ -62,6 +67,7 @@ pub(crate) fn read(folder: &Path) -> Result<Option<Keyring>, HsmError> {
     let manifest = parse(&text).map_err(|error| fault(path, error))?;
     Ok(Some(Keyring {
         parent: manifest.parent,
+        endorsement: manifest.endorsement,
         identity: read_key(folder, Key::Identity, manifest.identity)?,
         channel: read_key(folder, Key::Channel, manifest.channel)?,
         attestation: read_key(folder, Key::Attestation, manifest.attestation)?,
@@ -90,6 +96,7 @@ pub(crate) fn write(folder: &Path, keys: &Keyring) -> Result<(), HsmError> {
     let manifest = Manifest {
         version: VERSION,
         parent: keys.parent,
+        endorsement: keys.endorsement,
         identity: Name::of(&keys.identity.public)?,
         channel: Name::of(&keys.channel.public)?,
         attestation: Name::of(&keys.attestation.public)?,

@@ -1,13 +1,19 @@
 //! The async handle: what the rest of the gateway sees of the TPM.
 
-use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::config::HsmConfig;
+use crate::endorsement::{Endorsement, EndorsementKind};
 use crate::error::HsmError;
+use crate::examination::Examination;
+use crate::health::Health;
 use crate::owner::Owner;
+use crate::queue::Rank;
+use crate::quote::QuoteEvidence;
+use crate::signer::IdentitySigner;
 
 /// A handle to the TPM and the gateway's three keys in it.
 ///
@@ -23,7 +29,7 @@ use crate::owner::Owner;
 /// that many hang, calls time out.
 #[derive(Clone)]
 pub struct Hsm {
-    owner: Owner,
+    owner: Arc<Owner>,
     timeout: Duration,
 }
 
@@ -33,7 +39,7 @@ impl Hsm {
     pub fn start(config: HsmConfig) -> Self {
         Self {
             timeout: config.timeout,
-            owner: Owner::start(config),
+            owner: Arc::new(Owner::start(config)),
         }
     }
 
@@ -48,7 +54,7 @@ impl Hsm {
     pub async fn provision(&self, force_new: bool) -> Result<Public, HsmError> {
         let limit = self.timeout.saturating_mul(PROVISION_FACTOR);
         self.owner
-            .run(limit, move |engine| engine.provision(force_new))
+            .run(Rank::Rest, limit, move |engine| engine.provision(force_new))
             .await
     }
 
@@ -61,7 +67,9 @@ impl Hsm {
     /// another TPM's; any other but [`HsmError::NotAPoint`].
     pub async fn load(&self) -> Result<Public, HsmError> {
         let limit = self.timeout.saturating_mul(LOAD_FACTOR);
-        self.owner.run(limit, |engine| engine.load()).await
+        self.owner
+            .run(Rank::Rest, limit, |engine| engine.load())
+            .await
     }
 
     /// Signs a SHA-256 digest with the identity key: `r‖s`, 32 bytes each, low `s`.
@@ -71,8 +79,24 @@ impl Hsm {
     /// Any but [`HsmError::NotAPoint`].
     pub async fn sign(&self, digest: [u8; 32]) -> Result<[u8; 64], HsmError> {
         self.owner
-            .run(self.timeout, move |engine| engine.sign(&digest))
+            .run(Rank::Signature, self.timeout, move |engine| {
+                engine.sign(&digest)
+            })
             .await
+    }
+
+    /// The identity key of `public`, for libraries that sign without awaiting.
+    #[must_use]
+    pub fn signer(&self, public: &Public) -> IdentitySigner {
+        IdentitySigner::new(self.clone(), public.identity)
+    }
+
+    /// As [`sign`](Self::sign); blocks its thread.
+    pub(crate) fn sign_blocking(&self, digest: [u8; 32]) -> Result<[u8; 64], HsmError> {
+        self.owner
+            .run_blocking(Rank::Signature, self.timeout, move |engine| {
+                engine.sign(&digest)
+            })
     }
 
     /// Agrees with `peer` (`04‖X‖Y`) on a secret: the X coordinate of the channel key times the
@@ -84,7 +108,9 @@ impl Hsm {
     pub async fn ecdh(&self, peer: [u8; 65]) -> Result<Zeroizing<[u8; 32]>, HsmError> {
         let peer = p256::PublicKey::from_sec1_bytes(&peer).map_err(|_| HsmError::NotAPoint)?;
         self.owner
-            .run(self.timeout, move |engine| engine.agree(&peer))
+            .run(Rank::Handshake, self.timeout, move |engine| {
+                engine.agree(&peer)
+            })
             .await
     }
 
@@ -101,11 +127,53 @@ impl Hsm {
     ) -> Result<(Vec<u8>, Vec<u8>), HsmError> {
         let limit = self.timeout.saturating_mul(LOAD_FACTOR);
         self.owner
-            .run(limit, move |engine| engine.certify(key, &qualifying))
+            .run(Rank::Rest, limit, move |engine| {
+                engine.certify(key, &qualifying)
+            })
             .await
     }
 
-    /// Opens a credential that was made for the endorsement key and the attestation key's Name.
+    /// Has the attestation key state the present values of the PCRs `pcrs` (SHA-256 bank), over
+    /// `qualifying`, which carries the verifier's nonce and binds the session.
+    ///
+    /// # Errors
+    ///
+    /// [`HsmError::Busy`] if the PCRs changed five times meanwhile; any other but
+    /// [`HsmError::NotAPoint`].
+    pub async fn quote(
+        &self,
+        pcrs: &[u8],
+        qualifying: [u8; 32],
+    ) -> Result<QuoteEvidence, HsmError> {
+        let limit = self.timeout.saturating_mul(LOAD_FACTOR);
+        let pcrs = pcrs.to_vec();
+        self.owner
+            .run(Rank::Rest, limit, move |engine| {
+                engine.quote(&pcrs, &qualifying)
+            })
+            .await
+    }
+
+    /// Makes the endorsement key of this kind and reads its certificates; without a kind, the one
+    /// that the vendor certified, and P-256 where there is no certificate.
+    ///
+    /// An RSA key takes real chips seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`HsmError::NotProvisioned`]; any other but [`HsmError::NotAPoint`].
+    pub async fn endorsement(
+        &self,
+        kind: Option<EndorsementKind>,
+    ) -> Result<Endorsement, HsmError> {
+        let limit = self.timeout.saturating_mul(ENDORSEMENT_FACTOR);
+        self.owner
+            .run(Rank::Rest, limit, move |engine| engine.endorsement(kind))
+            .await
+    }
+
+    /// Opens a credential that was made for the endorsement key of this kind and the attestation
+    /// key's Name.
     ///
     /// `credential` is the content of the `TPM2B_ID_OBJECT` and `secret` of the
     /// `TPM2B_ENCRYPTED_SECRET`, each without its leading size.
@@ -115,12 +183,48 @@ impl Hsm {
     /// [`HsmError::Refused`] if it was made for other keys; any other but [`HsmError::NotAPoint`].
     pub async fn activate(
         &self,
+        kind: EndorsementKind,
         credential: Vec<u8>,
         secret: Vec<u8>,
     ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
-        let limit = self.timeout.saturating_mul(LOAD_FACTOR);
+        let limit = self.timeout.saturating_mul(ENDORSEMENT_FACTOR);
         self.owner
-            .run(limit, move |engine| engine.activate(&credential, &secret))
+            .run(Rank::Rest, limit, move |engine| {
+                engine.activate(kind, &credential, &secret)
+            })
+            .await
+    }
+
+    /// The value of monotonic counter `number`; makes the counter if there is none yet.
+    ///
+    /// A counter starts where the TPM wants: above every counter it ever had.
+    ///
+    /// # Errors
+    ///
+    /// [`HsmError::ForeignIndex`] if its place is taken; any other but [`HsmError::NotAPoint`].
+    pub async fn counter(&self, number: u8) -> Result<u64, HsmError> {
+        self.owner
+            .run(Rank::Rest, self.timeout, move |engine| {
+                engine.counter(number)
+            })
+            .await
+    }
+
+    /// Adds one to counter `number`, and returns the value it then has.
+    ///
+    /// An increment whose answer got lost is not repeated before the counter was read.
+    ///
+    /// # Errors
+    ///
+    /// As [`counter`](Self::counter). After [`HsmError::Timeout`] the increment may still take
+    /// place: read the counter before anything else.
+    pub async fn increment(&self, number: u8) -> Result<u64, HsmError> {
+        let limit = self.timeout.saturating_mul(LOAD_FACTOR);
+        let mut before = None;
+        self.owner
+            .run(Rank::Rest, limit, move |engine| {
+                engine.increment(number, &mut before)
+            })
             .await
     }
 
@@ -128,25 +232,26 @@ impl Hsm {
     pub async fn health(&self) -> Health {
         let asked = self
             .owner
-            .run(self.timeout, |engine| engine.examine())
+            .run(Rank::Rest, self.timeout, |engine| engine.examine())
             .await;
-        let counters = self.owner.counters();
-        let (examined, problem) = match asked {
-            Ok(examined) => (examined, None),
-            Err(error) => (Examined::default(), Some(error)),
+        Health::new(asked, self.owner.counters())
+    }
+
+    /// Looks at the TPM from all sides, and tries both keys. Never fails: what stands in the way is
+    /// the answer. Takes a second on real chips.
+    pub async fn examination(&self) -> Examination {
+        let limit = self.timeout.saturating_mul(LOAD_FACTOR);
+        let looked = self
+            .owner
+            .run(Rank::Rest, limit, |engine| Ok(engine.look()))
+            .await;
+        let (findings, health) = match looked {
+            Ok((findings, asked)) => (findings, asked),
+            Err(error) => (crate::examination::Findings::default(), Err(error)),
         };
-        Health {
-            state: TpmState::of(&examined, problem.as_ref()),
-            vendor: examined.vendor,
-            lockout_count: examined.lockout_count,
-            lockout_max: examined.lockout_max,
-            operations: counters.operations(),
-            failures: counters.failures(),
-            tampered: counters.tampered(),
-            resets: counters.resets(),
-            reconnects: counters.reconnects(),
-            latency: counters.latency(),
-            problem,
+        Examination {
+            health: Health::new(health, self.owner.counters()),
+            findings,
         }
     }
 }
@@ -173,107 +278,8 @@ pub struct Public {
     pub channel_public: Vec<u8>,
     /// Attestation key, `TPMT_PUBLIC`.
     pub attestation_public: Vec<u8>,
-    /// Endorsement key by the TCG's template L-2 (ECC P-256), `TPMT_PUBLIC`.
-    pub endorsement_public: Vec<u8>,
-    /// Certificates (DER) that the vendor left in the TPM: the endorsement key's, then those that
-    /// lead to the vendor's root. Empty if there are none.
-    pub ek_certificates: Vec<Vec<u8>>,
     /// The vendor's name for the TPM, like `Infineon SLB9670`.
     pub vendor: String,
-}
-
-/// How the TPM is, and what happened since [`Hsm::start`].
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Health {
-    /// One word.
-    pub state: TpmState,
-    /// The vendor's name for the TPM; empty if the TPM could not be asked.
-    pub vendor: String,
-    /// Failed authorizations the TPM remembers. The gateway's keys never add to it.
-    pub lockout_count: u32,
-    /// How many of them lock the TPM.
-    pub lockout_max: u32,
-    /// Operations that were tried.
-    pub operations: u64,
-    /// Operations that failed, for whatever reason.
-    pub failures: u64,
-    /// Answers or commands that were altered on the bus.
-    pub tampered: u64,
-    /// Restarts of the TPM under way.
-    pub resets: u64,
-    /// Connections that were thrown away, after an error or because they hung.
-    pub reconnects: u64,
-    /// How long the last successful operation took in the TPM and on the way there.
-    pub latency: Option<Duration>,
-    /// Why the state is not [`TpmState::Ok`], with advice.
-    pub problem: Option<HsmError>,
-}
-
-/// The TPM's state in one word.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum TpmState {
-    /// It answers, and if there are keys they are its own.
-    Ok,
-    /// It does not answer in time, or asks to wait.
-    Busy,
-    /// It refuses keys that are subject to lockout. The gateway's still work.
-    LockedOut,
-    /// It is not there, or its answers cannot be used.
-    Absent,
-    /// This process may not use it.
-    Denied,
-    /// It is not the TPM that made the keys.
-    Replaced,
-}
-
-impl TpmState {
-    fn of(examined: &Examined, problem: Option<&HsmError>) -> Self {
-        match problem {
-            None if examined.locked_out => Self::LockedOut,
-            // No keys is no fault of the TPM's, and neither is a damaged file.
-            None | Some(HsmError::NotProvisioned { .. } | HsmError::KeyFile { .. }) => Self::Ok,
-            Some(HsmError::Lockout { .. }) => Self::LockedOut,
-            Some(HsmError::Busy | HsmError::Timeout { .. }) => Self::Busy,
-            Some(HsmError::Denied { .. } | HsmError::Held { .. } | HsmError::OwnerPassword(_)) => {
-                Self::Denied
-            }
-            Some(HsmError::KeyNotOfThisTpm) => Self::Replaced,
-            Some(
-                HsmError::NoDevice { .. }
-                | HsmError::ParentUnfit(_)
-                | HsmError::Broken
-                | HsmError::Tampered
-                | HsmError::TpmReset
-                | HsmError::Transport
-                | HsmError::NotAPoint
-                | HsmError::Refused { .. }
-                | HsmError::Stopped,
-            ) => Self::Absent,
-        }
-    }
-}
-
-impl fmt::Display for TpmState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ok => "ok",
-            Self::Busy => "busy",
-            Self::LockedOut => "locked_out",
-            Self::Absent => "absent",
-            Self::Denied => "denied",
-            Self::Replaced => "replaced",
-        })
-    }
-}
-
-/// What the TPM says about itself.
-#[derive(Default)]
-pub(crate) struct Examined {
-    pub(crate) vendor: String,
-    pub(crate) lockout_count: u32,
-    pub(crate) lockout_max: u32,
-    pub(crate) locked_out: bool,
 }
 
 /// Provisioning makes four keys and the endorsement key, and slow chips take 0.3 s for each, next
@@ -282,3 +288,6 @@ const PROVISION_FACTOR: u32 = 6;
 
 /// Loading, certifying and activating need three keys and two sessions where signing needs one.
 const LOAD_FACTOR: u32 = 3;
+
+/// Making an RSA key takes chips 2 to 7 s.
+const ENDORSEMENT_FACTOR: u32 = 4;

@@ -25,20 +25,32 @@
 
 mod config;
 mod connection;
+mod counter;
+mod counters;
 mod endorsement;
 mod engine;
 mod error;
+mod examination;
 mod files;
 mod handle;
+mod health;
 mod owner;
 mod properties;
+mod queue;
+mod quote;
 mod response;
+mod signer;
 #[cfg(feature = "swtpm")]
 pub mod swtpm;
 mod templates;
 mod tss2_key;
 
 pub use config::{HsmConfig, Tpm, TpmAddressError};
+pub use endorsement::{Endorsement, EndorsementKind};
 pub use error::{HsmError, KeyFileError, ParentFault};
-pub use handle::{CertifyKey, Health, Hsm, Public, TpmState};
+pub use examination::{About, Examination, Findings, Latency, PcrBank, TpmChange};
+pub use handle::{CertifyKey, Hsm, Public};
+pub use health::{Health, TpmState};
+pub use quote::QuoteEvidence;
 pub use response::{Operation, Refusal};
+pub use signer::IdentitySigner;

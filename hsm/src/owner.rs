@@ -1,7 +1,6 @@
 //! The thread that owns the TPM, and what replaces it when the TPM does not let it go.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,29 +8,34 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::config::HsmConfig;
+use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::error::HsmError;
+use crate::queue::{Next, NotTaken, Queue, Rank};
 
-/// Hands work to the thread and waits for its answers.
-#[derive(Clone)]
+/// Hands work to the thread and waits for its answers; dropping it ends the thread.
 pub(crate) struct Owner {
-    jobs: SyncSender<Job>,
     shared: Arc<Shared>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.waiting.close();
+    }
 }
 
 type Job = Box<dyn FnOnce(&mut Engine) + Send>;
 
 impl Owner {
     pub(crate) fn start(config: HsmConfig) -> Self {
-        let (jobs, waiting) = sync_channel(WAITING_MAX);
         let shared = Arc::new(Shared {
             config,
-            waiting: Mutex::new(waiting),
+            waiting: Queue::new(),
             tenure: Tenure::default(),
             counters: Counters::default(),
         });
         spawn(&shared, 0);
-        Self { jobs, shared }
+        Self { shared }
     }
 
     /// Has the thread do `work` and waits for it, at most `limit`.
@@ -39,31 +43,63 @@ impl Owner {
     /// `work` may be called again if the TPM was reset or asked to wait.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
+        rank: Rank,
         limit: Duration,
-        mut work: impl FnMut(&mut Engine) -> Result<T, HsmError> + Send + 'static,
+        work: impl FnMut(&mut Engine) -> Result<T, HsmError> + Send + 'static,
     ) -> Result<T, HsmError> {
         let (answer, answered) = oneshot::channel();
-        let give_up = Instant::now() + limit;
-        let job: Job = Box::new(move |engine| {
-            // Nobody waits for it any more.
-            if answer.is_closed() {
-                return;
-            }
-            // The receiver may be gone by now; then the answer has no use.
-            let _ = answer.send(engine.attempt(give_up, &mut work));
-        });
-        self.jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => HsmError::Busy,
-            TrySendError::Disconnected(_) => HsmError::Stopped,
-        })?;
+        // The receiver may be gone by then; then the answer has no use.
+        let _caller = self.submit(rank, limit, work, |result| drop(answer.send(result)))?;
         match tokio::time::timeout(limit, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(HsmError::Stopped),
-            Err(_) => {
-                self.replace_if_stuck(limit);
-                Err(HsmError::Timeout { after: limit })
-            }
+            Err(_) => Err(self.late(limit)),
         }
+    }
+
+    /// As [`run`](Self::run), for callers that cannot await.
+    pub(crate) fn run_blocking<T: Send + 'static>(
+        &self,
+        rank: Rank,
+        limit: Duration,
+        work: impl FnMut(&mut Engine) -> Result<T, HsmError> + Send + 'static,
+    ) -> Result<T, HsmError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let _caller = self.submit(rank, limit, work, move |result| drop(answer.send(result)))?;
+        match answered.recv_timeout(limit) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Disconnected) => Err(HsmError::Stopped),
+            Err(RecvTimeoutError::Timeout) => Err(self.late(limit)),
+        }
+    }
+
+    /// Puts `work` into the queue. It is skipped if the returned value, which stands for the
+    /// caller, is dropped before its turn comes.
+    fn submit<T: Send + 'static>(
+        &self,
+        rank: Rank,
+        limit: Duration,
+        mut work: impl FnMut(&mut Engine) -> Result<T, HsmError> + Send + 'static,
+        answer: impl FnOnce(Result<T, HsmError>) + Send + 'static,
+    ) -> Result<Arc<()>, HsmError> {
+        let caller = Arc::new(());
+        let waits = Arc::downgrade(&caller);
+        let give_up = Instant::now() + limit;
+        let job: Job = Box::new(move |engine| {
+            if waits.strong_count() != 0 {
+                answer(engine.attempt(give_up, &mut work));
+            }
+        });
+        let put = self.shared.waiting.put(rank, job);
+        put.map(|()| caller).map_err(|error| match error {
+            NotTaken::Full => HsmError::Busy,
+            NotTaken::Closed => HsmError::Stopped,
+        })
+    }
+
+    fn late(&self, limit: Duration) -> HsmError {
+        self.replace_if_stuck(limit);
+        HsmError::Timeout { after: limit }
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -100,7 +136,7 @@ impl Owner {
 /// What every thread of one [`Owner`] shares.
 pub(crate) struct Shared {
     pub(crate) config: HsmConfig,
-    waiting: Mutex<Receiver<Job>>,
+    waiting: Queue<Job>,
     tenure: Tenure,
     pub(crate) counters: Counters,
 }
@@ -143,18 +179,20 @@ impl Shared {
         true
     }
 
-    /// The next job: at once if one waits, otherwise after `rest`. `None` when the thread has no
-    /// more to do.
+    /// The next job. If none comes soon, `rest` ends the burst of work first. `None` when the
+    /// thread has no more to do.
     fn next_job(&self, generation: u64, rest: impl FnOnce()) -> Option<Job> {
-        match lock(&self.waiting).try_recv() {
-            Ok(job) => return Some(job),
-            Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) => {}
+        match self.waiting.take(Some(BURST_PAUSE_MAX)) {
+            Next::Item(job) => return Some(job),
+            Next::Nothing | Next::Closed => {}
         }
         if !self.work(generation, rest) {
             return None;
         }
-        lock(&self.waiting).recv().ok()
+        match self.waiting.take(None) {
+            Next::Item(job) => Some(job),
+            Next::Nothing | Next::Closed => None,
+        }
     }
 }
 
@@ -187,80 +225,15 @@ fn spawn(shared: &Arc<Shared>, generation: u64) {
 }
 
 /// Takes a lock; a thread that panicked while holding it left nothing half-changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What happened since the start.
-#[derive(Default)]
-pub(crate) struct Counters {
-    operations: AtomicU64,
-    failures: AtomicU64,
-    tampered: AtomicU64,
-    resets: AtomicU64,
-    reconnects: AtomicU64,
-    latency_microseconds: AtomicU64,
-}
-
-impl Counters {
-    pub(crate) fn operations(&self) -> u64 {
-        self.operations.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn tampered(&self) -> u64 {
-        self.tampered.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn resets(&self) -> u64 {
-        self.resets.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn reconnects(&self) -> u64 {
-        self.reconnects.load(Ordering::Relaxed)
-    }
-
-    /// Of the last success; zero stands for none so far.
-    pub(crate) fn latency(&self) -> Option<Duration> {
-        match self.latency_microseconds.load(Ordering::Relaxed) {
-            0 => None,
-            microseconds => Some(Duration::from_micros(microseconds)),
-        }
-    }
-
-    pub(crate) fn add_reconnect(&self) {
-        self.reconnects.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_reset(&self) {
-        self.resets.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts one operation by its outcome.
-    pub(crate) fn add_operation(&self, error: Option<&HsmError>, took: Duration) {
-        self.operations.fetch_add(1, Ordering::Relaxed);
-        match error {
-            None => {
-                let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                self.latency_microseconds
-                    .store(microseconds.max(1), Ordering::Relaxed);
-            }
-            Some(error) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                if matches!(error, HsmError::Tampered) {
-                    self.tampered.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-    }
-}
-
-/// Calls that may wait: a handshake and an epoch header for each of a dozen services, and some for
-/// people. Past that the TPM does not keep up, and callers had better hear it.
-const WAITING_MAX: usize = 32;
+/// How long session and key stay in the TPM for the next call. To start a session costs the TPM a
+/// key agreement (66 to 250 ms on the chips that gateways have), and calls come in bursts: a
+/// handshake, then the headers of three lanes. Longer would keep slots from others where there is
+/// no resource manager.
+const BURST_PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// Threads that may hang in the TPM at once. Each costs a stack and an open file; a TPM that hangs
 /// four times in a row is not helped by a fifth connection.

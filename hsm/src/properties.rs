@@ -7,7 +7,7 @@ use tss_esapi::structures::CapabilityData;
 
 use crate::connection::Connection;
 use crate::error::HsmError;
-use crate::handle::Examined;
+use crate::health::Examined;
 use crate::response::Operation;
 
 impl Connection {
@@ -73,7 +73,7 @@ impl Connection {
 }
 
 /// `TPMA_PERMANENT.inLockout` (TPM 2.0 Part 2, 8.6).
-const IN_LOCKOUT: u32 = 1 << 9;
+pub(crate) const IN_LOCKOUT: u32 = 1 << 9;
 
 /// TCG TPM Vendor ID Registry, those found on gateways and in clouds.
 const VENDORS: [(&str, &str); 12] = [

@@ -32,6 +32,10 @@ pub enum Operation {
     Agree,
     /// Certify a key with the attestation key.
     Certify,
+    /// Quote PCRs with the attestation key, or read them.
+    Quote,
+    /// Make, read or increment a monotonic counter.
+    Counter,
     /// Make the endorsement key, or read its certificates.
     Endorsement,
     /// Open a credential.
@@ -49,6 +53,8 @@ impl fmt::Display for Operation {
             Self::Sign => "sign",
             Self::Agree => "agree on a secret",
             Self::Certify => "certify a key",
+            Self::Quote => "quote its PCRs",
+            Self::Counter => "count",
             Self::Endorsement => "show its endorsement",
             Self::Activate => "open a credential",
         })

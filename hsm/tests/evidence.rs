@@ -11,7 +11,7 @@
 mod support;
 
 use hsm::swtpm::Swtpm;
-use hsm::{CertifyKey, HsmError, Public};
+use hsm::{CertifyKey, EndorsementKind, HsmError, Public};
 use p256::ecdsa::signature::Verifier;
 use p256::ecdsa::{Signature, VerifyingKey};
 use sha2::{Digest, Sha256};
@@ -56,11 +56,14 @@ async fn a_credential_made_with_foreign_tools_opens() {
     let tpm = Swtpm::start().unwrap();
     let handle = hsm(&tpm);
     handle.provision(false).await.unwrap();
-    at_rest(&tpm);
 
     for secret in [&b"short"[..], &digest(5)] {
+        at_rest(&tpm);
         let (credential, encrypted) = make_credential(&tpm, "attestation", secret);
-        let opened = handle.activate(credential, encrypted).await.unwrap();
+        let opened = handle
+            .activate(EndorsementKind::P256, credential, encrypted)
+            .await
+            .unwrap();
         assert_eq!(opened.as_slice(), secret);
     }
 }
@@ -73,34 +76,71 @@ async fn a_credential_for_another_key_stays_shut() {
     at_rest(&tpm);
     let (credential, encrypted) = make_credential(&tpm, "identity", b"secret");
 
-    let error = handle.activate(credential, encrypted).await.unwrap_err();
+    let error = handle
+        .activate(EndorsementKind::P256, credential, encrypted)
+        .await
+        .unwrap_err();
 
     assert!(matches!(error, HsmError::Refused { .. }), "{error}");
     assert!(!error.to_string().contains("0x"), "{error}");
 }
 
 #[tokio::test]
-async fn the_endorsement_key_is_the_one_that_every_program_makes() {
+async fn each_endorsement_key_is_the_one_that_every_program_makes() {
     let tpm = Swtpm::start().unwrap();
-    let public = hsm(&tpm).provision(false).await.unwrap();
-    tool(&tpm, "tpm2_createek -G ecc -c ek.ctx -u ek.pub");
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
 
-    // TPM2B_PUBLIC: the area with its size in front.
-    assert_eq!(file(&tpm, "ek.pub")[2..], public.endorsement_public);
+    for (kind, foreign) in [
+        (EndorsementKind::P256, "ecc"),
+        (EndorsementKind::P384, "ecc384"),
+        (EndorsementKind::Rsa2048, "rsa"),
+    ] {
+        let endorsement = handle.endorsement(Some(kind)).await.unwrap();
+        assert_eq!(endorsement.kind, kind);
+        at_rest(&tpm);
+        tool(
+            &tpm,
+            &format!("tpm2_createek -G {foreign} -c ek.ctx -u ek.pub"),
+        );
+        tool(&tpm, "tpm2_flushcontext -t");
+
+        // TPM2B_PUBLIC: the area with its size in front.
+        assert_eq!(file(&tpm, "ek.pub")[2..], endorsement.public, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_endorsement_key_that_the_vendor_certified_is_chosen() {
+    let tpm = Swtpm::start_certified().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+
+    let chosen = handle.endorsement(None).await.unwrap();
+    assert_eq!(chosen.kind, EndorsementKind::P384);
+    assert_eq!(chosen.certificates.len(), 1);
+    at_rest(&tpm);
+    tool(&tpm, "tpm2_nvundefine -C p 0x1c00016");
+    let chosen = handle.endorsement(None).await.unwrap();
+    assert_eq!(chosen.kind, EndorsementKind::Rsa2048);
+
+    at_rest(&tpm);
+    std::fs::write(tpm.folder().join("leaf.der"), &chosen.certificates[0]).unwrap();
+    let [root, issuer] = tpm.authority().map(|path| path.display().to_string());
+    let verified = tool(
+        &tpm,
+        &format!("openssl verify -CAfile {root} -untrusted {issuer} leaf.der"),
+    );
+    assert_eq!(verified.trim(), "leaf.der: OK");
 }
 
 #[tokio::test]
 async fn the_vendor_s_certificates_are_read_without_their_padding() {
     let tpm = Swtpm::start().unwrap();
     let handle = hsm(&tpm);
-    assert!(
-        handle
-            .provision(false)
-            .await
-            .unwrap()
-            .ek_certificates
-            .is_empty()
-    );
+    handle.provision(false).await.unwrap();
+    let certificates = handle.endorsement(None).await.unwrap().certificates;
+    assert!(certificates.is_empty());
     at_rest(&tpm);
     let [leaf, issuer, root] =
         [(900_u16, 1), (600, 2), (700, 3)].map(|(length, fill)| der(length, fill));
@@ -110,9 +150,10 @@ async fn the_vendor_s_certificates_are_read_without_their_padding() {
     store(&tpm, "0x1c00100", &chain[..1000]);
     store(&tpm, "0x1c00101", &chain[1000..]);
 
-    let public = handle.load().await.unwrap();
+    let endorsement = handle.endorsement(None).await.unwrap();
 
-    assert_eq!(public.ek_certificates, [leaf, issuer, root]);
+    assert_eq!(endorsement.kind, EndorsementKind::P256);
+    assert_eq!(endorsement.certificates, [leaf, issuer, root]);
 }
 
 fn attestation_key(public: &Public) -> VerifyingKey {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hsm::swtpm::{Direction, Frame, Swtpm};
-use hsm::{CertifyKey, HsmError};
+use hsm::{CertifyKey, EndorsementKind, HsmError};
 use sha2::{Digest, Sha256};
 use support::{at_rest, command, digest, file, hsm, point, secret_key, tool};
 
@@ -60,7 +60,10 @@ async fn an_activated_secret_is_in_no_frame_and_the_search_would_find_it() {
     let (credential, encrypted) = support::make_credential(&tpm, "attestation", secret);
 
     tpm.bus().forget();
-    let opened = handle.activate(credential, encrypted).await.unwrap();
+    let opened = handle
+        .activate(EndorsementKind::P256, credential, encrypted)
+        .await
+        .unwrap();
     at_rest(&tpm);
     assert_eq!(opened.as_slice(), secret);
     assert!(!is_on(&tpm, secret));
@@ -94,7 +97,10 @@ async fn every_session_is_salted_and_every_key_is_used_in_one() {
     let mut frames = tpm.bus().frames();
     let (credential, encrypted) = support::make_credential(&tpm, "attestation", b"secret");
     tpm.bus().forget();
-    handle.activate(credential, encrypted).await.unwrap();
+    handle
+        .activate(EndorsementKind::P256, credential, encrypted)
+        .await
+        .unwrap();
     frames.extend(tpm.bus().frames());
 
     let commands = frames

@@ -147,7 +147,7 @@ mod tests {
     use std::{fs, process::Command, time::Duration};
 
     use getrandom::SysRng;
-    use hsm::{Hsm, HsmConfig, HsmError, swtpm::Swtpm};
+    use hsm::{EndorsementKind, Hsm, HsmConfig, HsmError, swtpm::Swtpm};
     use rand_core::UnwrapErr;
     use wire::tpm::TpmPublic;
 
@@ -192,22 +192,31 @@ mod tests {
         let (hsm, other) = (hsm(&ours), hsm(&theirs));
         let public = hsm.provision(false).await.unwrap();
         let other_public = other.provision(false).await.unwrap();
+        let kind = Some(EndorsementKind::P256);
+        let endorsement = hsm.endorsement(kind).await.unwrap().public;
+        let other_endorsement = other.endorsement(kind).await.unwrap().public;
         let for_keys = |endorsement: &[u8], attestation: &[u8]| {
             let name = TpmPublic::parse(attestation).unwrap().name();
             make(endorsement, &name, &SECRET, &mut UnwrapErr(SysRng)).unwrap()
         };
 
-        let made = for_keys(&public.endorsement_public, &public.attestation_public);
-        let opened = hsm.activate(made.blob.clone(), made.encrypted_seed.clone());
+        let made = for_keys(&endorsement, &public.attestation_public);
+        let opened = hsm.activate(
+            EndorsementKind::P256,
+            made.blob.clone(),
+            made.encrypted_seed.clone(),
+        );
         assert_eq!(opened.await.unwrap().as_slice(), SECRET);
 
         let foreign = [
             made,
-            for_keys(&public.endorsement_public, &other_public.attestation_public),
-            for_keys(&other_public.endorsement_public, &public.attestation_public),
+            for_keys(&endorsement, &other_public.attestation_public),
+            for_keys(&other_endorsement, &public.attestation_public),
         ];
         for made in foreign {
-            let refused = other.activate(made.blob, made.encrypted_seed).await;
+            let refused = other
+                .activate(EndorsementKind::P256, made.blob, made.encrypted_seed)
+                .await;
             assert!(matches!(refused, Err(HsmError::Refused { .. })));
         }
     }
@@ -215,8 +224,13 @@ mod tests {
     #[tokio::test]
     async fn only_the_template_of_the_tcg_is_an_endorsement_key() {
         let tpm = Swtpm::start().unwrap();
-        let public = hsm(&tpm).provision(false).await.unwrap();
-        let good = public.endorsement_public;
+        let hsm = hsm(&tpm);
+        let public = hsm.provision(false).await.unwrap();
+        let good = hsm
+            .endorsement(Some(EndorsementKind::P256))
+            .await
+            .unwrap()
+            .public;
         assert!(endorsement_point(&good).is_some());
         assert_eq!(endorsement_point(&public.attestation_public), None);
         for place in (0..TEMPLATE_L2.len()).chain([54, 55, 88, 89]) {
