@@ -20,8 +20,8 @@ use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Attest, CapabilityData, Data, Digest, EccPoint, HashcheckTicket, Public as TpmtPublic,
-    Signature, SignatureScheme, SymmetricDefinition,
+    Attest, CapabilityData, Data, Digest, EccPoint, HashcheckTicket, Private, Public as TpmtPublic,
+    SensitiveData, Signature, SignatureScheme, SymmetricDefinition,
 };
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
 
@@ -147,6 +147,19 @@ impl Connection {
             public: made.out_public,
             private: made.out_private,
         })
+    }
+
+    /// Seals data under the storage root key.
+    pub(crate) fn create_sealed(
+        &mut self,
+        template: TpmtPublic,
+        secret: SensitiveData,
+    ) -> Result<(TpmtPublic, Private), HsmError> {
+        let parent = self.parent()?;
+        let made = self.in_session(Operation::Seal, |context| {
+            context.create(parent, template, None, Some(secret), None, None)
+        })?;
+        Ok((made.out_public, made.out_private))
     }
 
     /// Loads a key, unless the burst has it loaded already, in place of the one before.
@@ -440,7 +453,7 @@ fn connect(tpm: &Tpm) -> Result<Context, HsmError> {
 }
 
 /// Where the TCG puts the storage root key (Registry of Reserved TPM 2.0 Handles, table 3).
-const PARENT: u32 = 0x8100_0001;
+pub(crate) const PARENT: u32 = 0x8100_0001;
 
 /// More than any TPM without a resource manager holds.
 const SWEPT_MAX: u32 = 16;

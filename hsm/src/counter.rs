@@ -8,6 +8,8 @@ use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
 use tss_esapi::structures::{NvPublic, NvPublicBuilder};
 
+use wire::tpm::counter_index;
+
 use crate::connection::Connection;
 use crate::engine::Engine;
 use crate::error::HsmError;
@@ -54,7 +56,7 @@ impl Engine {
 impl Connection {
     /// Reads a counter, and makes it first if it is not there.
     fn counter(&mut self, number: u8) -> Result<u64, HsmError> {
-        let index = NvIndexTpmHandle::new(FIRST + u32::from(number)).during(Operation::Counter)?;
+        let index = NvIndexTpmHandle::new(counter_index(number)).during(Operation::Counter)?;
         let fresh = public(index, false)?;
         let there = self.handles(index.into(), 1)?;
         if !there.contains(&TpmHandle::NvIndex(index)) {
@@ -84,7 +86,7 @@ impl Connection {
     }
 
     fn add_one(&mut self, number: u8) -> Result<(), HsmError> {
-        let index = NvIndexTpmHandle::new(FIRST + u32::from(number)).during(Operation::Counter)?;
+        let index = NvIndexTpmHandle::new(counter_index(number)).during(Operation::Counter)?;
         let mut object = self.in_the_open(Operation::Counter, |context| {
             context.tr_from_tpm_public(TpmHandle::NvIndex(index))
         })?;
@@ -132,9 +134,5 @@ fn public(index: NvIndexTpmHandle, written: bool) -> Result<NvPublic, HsmError> 
         .build()
         .during(Operation::Counter)
 }
-
-/// In the range of the owner (TCG Registry of Reserved TPM 2.0 Handles, table 2), at a place that
-/// spells "gwd".
-const FIRST: u32 = 0x0186_7764;
 
 const VALUE_BYTES: u16 = 8;

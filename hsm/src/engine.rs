@@ -9,6 +9,7 @@ use tss_esapi::structures::{EccParameter, EccPoint, Public as TpmtPublic, Signat
 use tss_esapi::traits::Marshall;
 use zeroize::Zeroizing;
 
+use crate::config::Tpm;
 use crate::connection::Connection;
 use crate::error::HsmError;
 use crate::files::{self, Keyring};
@@ -239,6 +240,16 @@ impl Engine {
             Some(connection) => Ok(connection),
             empty => Ok(empty.insert(Connection::open(&self.shared.config.tpm)?)),
         }
+    }
+
+    /// Lets go of the TPM.
+    pub(crate) fn disconnect(&mut self) {
+        self.connection = None;
+    }
+
+    /// Where the TPM is.
+    pub(crate) fn tpm(&self) -> &Tpm {
+        &self.shared.config.tpm
     }
 
     pub(crate) fn after_failure(&mut self, error: &mut HsmError) {

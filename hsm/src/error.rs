@@ -123,6 +123,10 @@ pub enum HsmError {
         source: KeyFileError,
     },
 
+    /// The kernel gives no random numbers.
+    #[error("the kernel gives no random numbers")]
+    NoRandomness,
+
     /// The thread that owns the TPM has ended: a bug of ours.
     #[error("the thread that serves the TPM has ended")]
     Stopped,
@@ -176,6 +180,7 @@ impl HsmError {
             }
             Self::Sealed(fault) => fault.advice(),
             Self::KeyFile { source, .. } => source.advice(),
+            Self::NoRandomness => "try again once the machine has booted",
             Self::Stopped => "restart gatewayd and report it with gatewayctl diag",
         }
     }
@@ -191,10 +196,13 @@ pub enum SealFault {
     /// The policy is of an earlier generation than the counter.
     #[error("its signed policy has been withdrawn")]
     Withdrawn,
-    /// The signature of the policy is not the authority's.
-    #[error("its policy is not signed by the authority it was sealed for")]
-    Signature,
-    /// What is sealed, or the policy, is damaged or from another TPM.
+    /// It was sealed for another authority.
+    #[error("it was sealed for another authority")]
+    OtherAuthority,
+    /// The secret is longer than what a TPM seals.
+    #[error("it would be longer than the 128 bytes that a TPM seals")]
+    TooLong,
+    /// What is sealed is damaged or from another TPM.
     #[error("it is damaged, or from another TPM")]
     Damaged,
 }
@@ -206,7 +214,8 @@ impl SealFault {
                 "boot software that a policy was signed for, or get a policy signed for this one"
             }
             Self::Withdrawn => "get a policy of the present generation signed",
-            Self::Signature => "get the policy signed by the authority that the secret names",
+            Self::OtherAuthority => "name the authority, key and word, that it was sealed for",
+            Self::TooLong => "seal a key, and encrypt the rest with it",
             Self::Damaged => "seal the secret anew",
         }
     }

@@ -14,7 +14,7 @@ use tss_esapi::traits::{Marshall, UnMarshall};
 
 use crate::error::{HsmError, KeyFileError};
 use crate::templates::{Key, Name};
-use crate::tss2_key;
+use crate::tss2_key::{self, Form};
 
 /// The gateway's keys as they rest on disk.
 pub(crate) struct Keyring {
@@ -89,7 +89,7 @@ pub(crate) fn write(folder: &Path, keys: &Keyring) -> Result<(), HsmError> {
             .public
             .marshall()
             .ok()
-            .and_then(|public| tss2_key::encode(&public, stored.private.value()))
+            .and_then(|public| tss2_key::encode(Form::Key, &public, stored.private.value()))
             .ok_or_else(|| fault(folder.join(key.file()), KeyFileError::NotAKey))?;
         replace(folder, key.file(), pem.as_bytes())?;
     }
@@ -125,7 +125,7 @@ fn read_key(folder: &Path, key: Key, expected: Name) -> Result<StoredKey, HsmErr
         Ok(pem) => pem,
         Err(error) => return Err(fault(path, KeyFileError::Io(error))),
     };
-    let stored = tss2_key::decode(&pem).and_then(|(public, private)| {
+    let stored = tss2_key::decode(Form::Key, &pem).and_then(|(public, private)| {
         Some(StoredKey {
             public: TpmtPublic::unmarshall(&public).ok()?,
             private: Private::try_from(private).ok()?,

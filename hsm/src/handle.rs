@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use wire::tpm::{PcrSelection, PolicyAuthority, SignedPolicy};
 use zeroize::Zeroizing;
 
 use crate::config::HsmConfig;
@@ -142,14 +143,13 @@ impl Hsm {
     /// [`HsmError::NotAPoint`].
     pub async fn quote(
         &self,
-        pcrs: &[u8],
+        pcrs: PcrSelection,
         qualifying: [u8; 32],
     ) -> Result<QuoteEvidence, HsmError> {
         let limit = self.timeout.saturating_mul(LOAD_FACTOR);
-        let pcrs = pcrs.to_vec();
         self.owner
             .run(Rank::Rest, limit, move |engine| {
-                engine.quote(&pcrs, &qualifying)
+                engine.quote(pcrs, &qualifying)
             })
             .await
     }
@@ -224,6 +224,45 @@ impl Hsm {
         self.owner
             .run(Rank::Rest, limit, move |engine| {
                 engine.increment(number, &mut before)
+            })
+            .await
+    }
+
+    /// Seals a secret, at most 128 bytes, so that only this TPM opens it, and only in a state that
+    /// `authority` has signed. Returns a TSS2 PEM file.
+    ///
+    /// # Errors
+    ///
+    /// [`HsmError::Sealed`] if it is too long; any other but [`HsmError::NotAPoint`].
+    pub async fn seal(
+        &self,
+        secret: Zeroizing<Vec<u8>>,
+        authority: PolicyAuthority,
+    ) -> Result<String, HsmError> {
+        self.owner
+            .run(Rank::Rest, self.timeout, move |engine| {
+                engine.seal(&secret, &authority)
+            })
+            .await
+    }
+
+    /// Opens what [`seal`](Self::seal) returned, by the first of `policies` that the machine is in
+    /// the state of. PCRs that change meanwhile cost another try, five at most for each policy.
+    ///
+    /// # Errors
+    ///
+    /// [`HsmError::Sealed`] says why it stays shut; any other but [`HsmError::NotAPoint`].
+    pub async fn unseal(
+        &self,
+        sealed: &str,
+        authority: PolicyAuthority,
+        policies: Vec<SignedPolicy>,
+    ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
+        let limit = self.timeout.saturating_mul(LOAD_FACTOR);
+        let sealed = sealed.to_owned();
+        self.owner
+            .run(Rank::Rest, limit, move |engine| {
+                engine.unseal(&sealed, &authority, &policies)
             })
             .await
     }

@@ -97,6 +97,7 @@ impl TpmState {
                 | HsmError::Refused { .. }
                 | HsmError::ForeignIndex { .. }
                 | HsmError::Sealed(_)
+                | HsmError::NoRandomness
                 | HsmError::Stopped,
             ) => Self::Absent,
         }

@@ -27,6 +27,7 @@ mod config;
 mod connection;
 mod counter;
 mod counters;
+mod direct;
 mod endorsement;
 mod engine;
 mod error;
@@ -39,6 +40,7 @@ mod properties;
 mod queue;
 mod quote;
 mod response;
+mod sealing;
 mod signer;
 #[cfg(feature = "swtpm")]
 pub mod swtpm;
@@ -47,7 +49,7 @@ mod tss2_key;
 
 pub use config::{HsmConfig, Tpm, TpmAddressError};
 pub use endorsement::{Endorsement, EndorsementKind};
-pub use error::{HsmError, KeyFileError, ParentFault};
+pub use error::{HsmError, KeyFileError, ParentFault, SealFault};
 pub use examination::{About, Examination, Findings, Latency, PcrBank, TpmChange};
 pub use handle::{CertifyKey, Hsm, Public};
 pub use health::{Health, TpmState};

@@ -1,11 +1,11 @@
 //! Quotes: what the TPM saw the machine boot, signed by the attestation key.
 
-use sha2::{Digest as _, Sha256};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::structures::{
     Attest, AttestInfo, Data, PcrSelectionList, PcrSlot, Signature, SignatureScheme,
 };
 use tss_esapi::traits::Marshall as _;
+use wire::tpm::{PcrSelection, PcrValues};
 
 use crate::connection::Connection;
 use crate::engine::Engine;
@@ -20,28 +20,28 @@ pub struct QuoteEvidence {
     pub attest: Vec<u8>,
     /// `TPMT_SIGNATURE` (ECDSA, SHA-256) of it by the attestation key.
     pub signature: Vec<u8>,
-    /// The values that were quoted (SHA-256 bank), by rising number.
-    pub pcrs: Vec<(u8, [u8; 32])>,
+    /// The values that were quoted.
+    pub pcrs: PcrValues,
 }
 
 impl Engine {
     pub(crate) fn quote(
         &mut self,
-        pcrs: &[u8],
+        pcrs: PcrSelection,
         qualifying: &[u8; 32],
     ) -> Result<QuoteEvidence, HsmError> {
-        let selected = Selected::new(pcrs)?;
+        let slots = slots(pcrs)?;
         let keys = self.keys()?;
         let connection = self.ready(&keys)?;
         let attestation = connection.load(&keys, Key::Attestation)?;
         for _ in 0..TRIES_MAX {
-            let (attest, signature) = connection.quote(attestation, qualifying, &selected)?;
+            let (attest, signature) = connection.quote(attestation, qualifying, &slots)?;
             let AttestInfo::Quote { info } = attest.attested() else {
                 return Err(HsmError::Tampered);
             };
-            let values = connection.pcr_values(&selected)?;
+            let values = connection.pcr_values(&slots)?;
             // Somebody measures while we read: then these are not the values that were quoted.
-            if info.pcr_digest().value() == digest(&values).as_slice() {
+            if info.pcr_digest().value() == values.digest() {
                 return Ok(QuoteEvidence {
                     attest: attest.marshall().during(Operation::Quote)?,
                     signature: signature.marshall().during(Operation::Quote)?,
@@ -58,24 +58,21 @@ impl Connection {
         &mut self,
         attestation: tss_esapi::handles::KeyHandle,
         qualifying: &[u8; 32],
-        selected: &Selected,
+        slots: &[PcrSlot],
     ) -> Result<(Attest, Signature), HsmError> {
         let qualifying = Data::try_from(qualifying.as_slice()).during(Operation::Quote)?;
-        let list = selected.list(&selected.slots)?;
+        let list = list(slots)?;
         self.in_session(Operation::Quote, |context| {
             context.quote(attestation, qualifying, SignatureScheme::Null, list)
         })
     }
 
     /// The present values, which nothing authenticates: the quote does.
-    pub(crate) fn pcr_values(
-        &mut self,
-        selected: &Selected,
-    ) -> Result<Vec<(u8, [u8; 32])>, HsmError> {
+    fn pcr_values(&mut self, slots: &[PcrSlot]) -> Result<PcrValues, HsmError> {
         let mut values = Vec::new();
         // A TPM answers with eight at most (TPM 2.0 Part 2, 10.9.7: TPML_DIGEST).
-        for slots in selected.slots.chunks(DIGESTS_MAX) {
-            let list = selected.list(slots)?;
+        for slots in slots.chunks(DIGESTS_MAX) {
+            let list = list(slots)?;
             let (_, _, digests) =
                 self.in_the_open(Operation::Quote, |context| context.pcr_read(list))?;
             if digests.value().len() != slots.len() {
@@ -86,49 +83,26 @@ impl Connection {
                 values.push((number(*slot), value));
             }
         }
-        Ok(values)
+        Ok(values.into_iter().collect())
     }
 }
 
-/// PCRs of the SHA-256 bank, by rising number.
-pub(crate) struct Selected {
-    slots: Vec<PcrSlot>,
+fn slots(pcrs: PcrSelection) -> Result<Vec<PcrSlot>, HsmError> {
+    let slots = pcrs
+        .iter()
+        .map(|number| PcrSlot::try_from(1_u32 << number).during(Operation::Quote));
+    slots.collect()
 }
 
-impl Selected {
-    /// Takes the numbers of PCRs, 0 to 23, in any order.
-    pub(crate) fn new(pcrs: &[u8]) -> Result<Self, HsmError> {
-        let mut numbers = pcrs.to_vec();
-        numbers.sort_unstable();
-        numbers.dedup();
-        let slots = numbers.into_iter().map(|number| {
-            let bit = 1_u32.checked_shl(number.into()).unwrap_or(0);
-            PcrSlot::try_from(bit).during(Operation::Quote)
-        });
-        Ok(Self {
-            slots: slots.collect::<Result<_, _>>()?,
-        })
-    }
-
-    fn list(&self, slots: &[PcrSlot]) -> Result<PcrSelectionList, HsmError> {
-        PcrSelectionList::builder()
-            .with_selection(HashingAlgorithm::Sha256, slots)
-            .build()
-            .during(Operation::Quote)
-    }
+fn list(slots: &[PcrSlot]) -> Result<PcrSelectionList, HsmError> {
+    PcrSelectionList::builder()
+        .with_selection(HashingAlgorithm::Sha256, slots)
+        .build()
+        .during(Operation::Quote)
 }
 
 fn number(slot: PcrSlot) -> u8 {
     u8::try_from(u32::from(slot).trailing_zeros()).unwrap_or(u8::MAX)
-}
-
-/// What a quote signs of the values: their hash, by rising number (TPM 2.0 Part 3, 18.4).
-fn digest(values: &[(u8, [u8; 32])]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for (_, value) in values {
-        hash.update(value);
-    }
-    hash.finalize().into()
 }
 
 /// Measurements come at boot and with each file that IMA sees; five misses in a row mean a storm.

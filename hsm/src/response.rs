@@ -34,6 +34,10 @@ pub enum Operation {
     Certify,
     /// Quote PCRs with the attestation key, or read them.
     Quote,
+    /// Seal a secret.
+    Seal,
+    /// Open a sealed secret.
+    Unseal,
     /// Make, read or increment a monotonic counter.
     Counter,
     /// Make the endorsement key, or read its certificates.
@@ -54,6 +58,8 @@ impl fmt::Display for Operation {
             Self::Agree => "agree on a secret",
             Self::Certify => "certify a key",
             Self::Quote => "quote its PCRs",
+            Self::Seal => "seal a secret",
+            Self::Unseal => "open a sealed secret",
             Self::Counter => "count",
             Self::Endorsement => "show its endorsement",
             Self::Activate => "open a credential",
@@ -69,6 +75,13 @@ pub struct Refusal(Cause);
 enum Cause {
     Code(u32),
     Library(WrapperErrorKind),
+}
+
+impl HsmError {
+    /// Whether the TPM refused for this reason.
+    pub(crate) fn is_refusal(&self, reason: u32) -> bool {
+        matches!(self, Self::Refused { refusal: Refusal(Cause::Code(code)), .. } if *code == reason)
+    }
 }
 
 impl Refusal {
@@ -126,8 +139,15 @@ fn judge(operation: Operation, error: Error) -> HsmError {
         }
         Error::Tss2Error(code) => code,
     };
-    let number = number(code);
+    of_number(operation, number(code))
+}
+
+/// Decides who must act, from a response code of whatever layer.
+pub(crate) fn of_number(operation: Operation, number: u32) -> HsmError {
     match number >> 16 {
+        0 | RESOURCE_MANAGER | RESOURCE_MANAGER_OF_LIBRARY if OF_TPM_MAX < number & 0xFFFF => {
+            HsmError::Tampered
+        }
         0 | RESOURCE_MANAGER | RESOURCE_MANAGER_OF_LIBRARY => {
             let kind = Tss2ResponseCode::from(number & 0xFFFF).kind();
             of_tpm(operation, kind).unwrap_or(HsmError::Refused {
@@ -137,10 +157,12 @@ fn judge(operation: Operation, error: Error) -> HsmError {
         }
         ESYS | SYS | MARSHALLING if ALTERED.contains(&(number & 0xFFFF)) => HsmError::Tampered,
         TRANSPORT => HsmError::Transport,
-        _ => HsmError::Refused {
+        ESYS..=MARSHALLING | LOADER => HsmError::Refused {
             operation,
             refusal: Refusal(Cause::Code(number)),
         },
+        // The library passes on what it received, and no TPM speaks for another layer.
+        _ => HsmError::Tampered,
     }
 }
 
@@ -206,15 +228,20 @@ const SYS: u32 = 8;
 const MARSHALLING: u32 = 9;
 /// `TSS2_TCTI_RC_LAYER`: the transport.
 const TRANSPORT: u32 = 10;
+/// `TSS2_TCTILDR_RC_LAYER` and above: what finds the transport; the library's own.
+const LOADER: u32 = 14;
 /// What Linux's resource manager marks its own answers with (`TSS2_RESMGR_TPM_RC_LAYER` there).
 const RESOURCE_MANAGER: u32 = 11;
 /// `TSS2_RESMGR_TPM_RC_LAYER` of the library.
 const RESOURCE_MANAGER_OF_LIBRARY: u32 = 12;
 
 /// Reasons (`TSS2_BASE_RC_*`) that an answer as the TPM sent it never gives: general failure,
-/// insufficient buffer, bad value, bad size, malformed response, insufficient response, response
-/// authorization failed.
-const ALTERED: [u32; 7] = [1, 6, 11, 16, 17, 19, 27];
+/// insufficient buffer, bad value, bad size, malformed response, insufficient context (it announces
+/// more than any answer has), insufficient response, response authorization failed.
+const ALTERED: [u32; 8] = [1, 6, 11, 16, 17, 18, 19, 27];
+
+/// Codes of the TPM itself have twelve bits (TPM 2.0 Part 2, 6.6.2).
+const OF_TPM_MAX: u32 = 0xFFF;
 
 #[cfg(test)]
 mod tests {
@@ -236,6 +263,11 @@ mod tests {
         let sign = |number| judged(Operation::Sign, number);
         assert!(matches!(sign(0x7_001B), HsmError::Tampered));
         assert!(matches!(sign(0x9A2), HsmError::Tampered));
+        // What flipped bits of the code or the size of an answer make of it.
+        assert!(matches!(sign(0xFF_0000), HsmError::Tampered));
+        assert!(matches!(sign(0xFF00_0000), HsmError::Tampered));
+        assert!(matches!(sign(0xFF00), HsmError::Tampered));
+        assert!(matches!(sign(0x8_0012), HsmError::Tampered));
         assert!(matches!(sign(0xA_000A), HsmError::Transport));
         assert!(matches!(sign(0x100), HsmError::TpmReset));
         assert!(matches!(sign(0x918), HsmError::TpmReset));
@@ -258,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_in_words_without_a_bare_code() {
-        for number in [0x1C4, 0xB_0143, 0x5FF, 0x7_0018, 0x8_0002, 0xFF_0001] {
+        for number in [0x1C4, 0xB_0143, 0x5FF, 0x7_0018, 0x8_0002, 0xE_0001] {
             let text = judged(Operation::Sign, number).to_string();
             assert!(text.starts_with("the TPM refused to sign: "), "{text}");
             assert!(!text.contains("0x"), "{text}");

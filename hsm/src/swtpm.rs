@@ -128,6 +128,19 @@ impl Swtpm {
         &self.folder.path
     }
 
+    /// The Unix socket that takes commands past the [`Bus`], as a second program on the machine
+    /// would send them.
+    #[must_use]
+    pub fn data_socket(&self) -> PathBuf {
+        self.folder.path.join(DATA_SOCKET)
+    }
+
+    /// The Unix socket of its control channel, for `swtpm_ioctl`.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.folder.path.join(CONTROL_SOCKET)
+    }
+
     /// The wires between TPM and processor.
     #[must_use]
     pub fn bus(&self) -> &Bus {

@@ -144,11 +144,20 @@ impl Name {
     /// Computes it from the public area, whatever anyone says it is.
     pub(crate) fn of(public: &TpmtPublic) -> Result<Self, HsmError> {
         let area = public.marshall().during(Operation::Open)?;
+        Ok(Self::of_area(&area))
+    }
+
+    /// Computes it from a `TPMT_PUBLIC`.
+    pub(crate) fn of_area(area: &[u8]) -> Self {
         let mut name = [0; NAME_BYTES];
         let (algorithm, hash) = name.split_at_mut(SHA256.len());
         algorithm.copy_from_slice(&SHA256);
         hash.copy_from_slice(&Sha256::digest(area));
-        Ok(Self(name))
+        Self(name)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; NAME_BYTES] {
+        &self.0
     }
 
     /// Whether the library's form of a Name is this one.

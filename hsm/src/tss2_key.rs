@@ -1,11 +1,11 @@
-//! Key files: the TSS2 private key in PEM.
+//! Key files and sealed secrets: the TSS2 private key in PEM.
 //!
 //! The form is that of <https://www.hansenpartnership.com/draft-bottomley-tpm2-keys.html>, which
 //! OpenSSL's `tpm2` provider and tpm2-tools read:
 //!
 //! ```text
 //! TPMKey ::= SEQUENCE {
-//!     type       OBJECT IDENTIFIER,      -- 2.23.133.10.1.3, loadable key
+//!     type       OBJECT IDENTIFIER,      -- loadable key or sealed data
 //!     emptyAuth  [0] EXPLICIT BOOLEAN,   -- TRUE: our keys have no password
 //!     parent     INTEGER,                -- 0x81000001
 //!     pubkey     OCTET STRING,           -- TPM2B_PUBLIC
@@ -17,9 +17,28 @@
 
 use data_encoding::BASE64;
 
-/// Writes a key file; both parts without the `TPM2B` size in front.
-pub(crate) fn encode(public: &[u8], private: &[u8]) -> Option<String> {
-    let mut fields = [OID, EMPTY_AUTH, PARENT].concat();
+/// What a file holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Form {
+    /// A key to load.
+    Key,
+    /// Sealed data.
+    Sealed,
+}
+
+impl Form {
+    /// `type` of the file.
+    fn oid(self) -> &'static [u8] {
+        match self {
+            Self::Key => KEY,
+            Self::Sealed => SEALED,
+        }
+    }
+}
+
+/// Writes a file; both parts without the `TPM2B` size in front.
+pub(crate) fn encode(form: Form, public: &[u8], private: &[u8]) -> Option<String> {
+    let mut fields = [form.oid(), EMPTY_AUTH, PARENT].concat();
     for part in [public, private] {
         let size = u16::try_from(part.len()).ok()?;
         let sized = [&size.to_be_bytes(), part].concat();
@@ -39,8 +58,8 @@ pub(crate) fn encode(public: &[u8], private: &[u8]) -> Option<String> {
     Some(pem)
 }
 
-/// Reads a key file; `None` if it is not one that [`encode`] writes.
-pub(crate) fn decode(pem: &str) -> Option<(Vec<u8>, Vec<u8>)> {
+/// Reads a file; `None` if it is not one that [`encode`] writes.
+pub(crate) fn decode(form: Form, pem: &str) -> Option<(Vec<u8>, Vec<u8>)> {
     let text: String = pem
         .strip_prefix(BEGIN)?
         .strip_suffix(END)?
@@ -53,7 +72,7 @@ pub(crate) fn decode(pem: &str) -> Option<(Vec<u8>, Vec<u8>)> {
     if !rest.is_empty() {
         return None;
     }
-    for expected in [OID, EMPTY_AUTH, PARENT] {
+    for expected in [form.oid(), EMPTY_AUTH, PARENT] {
         fields = fields.strip_prefix(expected)?;
     }
     let public = unsized_part(take(&mut fields, OCTET_STRING)?)?;
@@ -105,8 +124,10 @@ const LINE_CHARACTERS: usize = 64;
 const SEQUENCE: u8 = 0x30;
 const OCTET_STRING: u8 = 0x04;
 
-/// `2.23.133.10.1.3`.
-const OID: &[u8] = &[0x06, 0x06, 0x67, 0x81, 0x05, 0x0A, 0x01, 0x03];
+/// `2.23.133.10.1.3`, loadable key.
+const KEY: &[u8] = &[0x06, 0x06, 0x67, 0x81, 0x05, 0x0A, 0x01, 0x03];
+/// `2.23.133.10.1.5`, sealed data.
+const SEALED: &[u8] = &[0x06, 0x06, 0x67, 0x81, 0x05, 0x0A, 0x01, 0x05];
 /// `[0] EXPLICIT BOOLEAN TRUE`.
 const EMPTY_AUTH: &[u8] = &[0xA0, 0x03, 0x01, 0x01, 0xFF];
 /// `INTEGER 0x81000001`.
@@ -123,16 +144,17 @@ mod tests {
     fn a_key_survives_its_file() {
         for (public, private) in [(0, 0), (90, 126), (90, 250), (300, 70_000 / 2)] {
             let parts = (vec![7; public], vec![9; private]);
-            let pem = encode(&parts.0, &parts.1).unwrap();
-            assert_eq!(decode(&pem), Some(parts));
+            let pem = encode(Form::Key, &parts.0, &parts.1).unwrap();
+            assert_eq!(decode(Form::Sealed, &pem), None);
+            assert_eq!(decode(Form::Key, &pem), Some(parts));
         }
     }
 
     #[test]
     fn a_file_cut_or_changed_anywhere_is_no_key() {
-        let pem = encode(&[7; 90], &[9; 126]).unwrap();
+        let pem = encode(Form::Key, &[7; 90], &[9; 126]).unwrap();
         for end in 0..pem.len() {
-            assert_eq!(decode(&pem[..end]), None, "{end}");
+            assert_eq!(decode(Form::Key, &pem[..end]), None, "{end}");
         }
         let der = BASE64
             .decode(
@@ -150,7 +172,7 @@ mod tests {
             let mut changed = der.clone();
             changed[index] ^= 1;
             let changed = format!("{BEGIN}{}\n{END}", BASE64.encode(&changed));
-            assert_eq!(decode(&changed), None, "byte {index}");
+            assert_eq!(decode(Form::Key, &changed), None, "byte {index}");
         }
     }
 }

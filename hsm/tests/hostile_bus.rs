@@ -258,11 +258,9 @@ fn exchange_parent(tpm: &Swtpm, exchange: Exchange) {
         if count.fetch_add(1, Ordering::Relaxed) != 0 && exchange == Exchange::Once {
             return;
         }
-        // Header, TPM2B_PUBLIC, TPM2B_NAME; the public area ends with X and Y, sized.
-        let end = 12 + usize::from(u16::from_be_bytes([answer[10], answer[11]]));
-        answer[end - 66..end - 34].copy_from_slice(&attacker[1..33]);
-        answer[end - 32..end].copy_from_slice(&attacker[33..]);
+        support::put_parent(answer, &attacker);
         if exchange == Exchange::WithItsName {
+            let end = 12 + usize::from(u16::from_be_bytes([answer[10], answer[11]]));
             let hash = Sha256::digest(&answer[12..end]);
             answer[end + 4..end + 36].copy_from_slice(&hash);
         }

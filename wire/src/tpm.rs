@@ -6,6 +6,9 @@ use std::fmt;
 
 pub use attest::{Certification, ClockInfo, ecdsa_signature};
 pub use pcr::{PCRS_MAX, PcrSelection, PcrValues};
+pub use policy::{
+    CounterLimit, PolicyAuthority, PolicyDigest, SignedPolicy, UNSIGNED_LE, counter_index,
+};
 pub use qualified::{QualifiedName, TpmHierarchy};
 pub use quote::{Quote, quote_data};
 
@@ -14,6 +17,7 @@ use cursor::Cursor;
 mod attest;
 mod cursor;
 mod pcr;
+mod policy;
 mod qualified;
 mod quote;
 #[cfg(test)]

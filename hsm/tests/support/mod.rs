@@ -75,8 +75,19 @@ pub(crate) mod command {
     pub(crate) const SIGN: u32 = 0x15D;
     pub(crate) const ECDH_ZGEN: u32 = 0x154;
     pub(crate) const LOAD: u32 = 0x157;
+    pub(crate) const QUOTE: u32 = 0x158;
+    pub(crate) const UNSEAL: u32 = 0x15E;
+    pub(crate) const NV_INCREMENT: u32 = 0x134;
     pub(crate) const READ_PUBLIC: u32 = 0x173;
     pub(crate) const START_AUTH_SESSION: u32 = 0x176;
+}
+
+/// Puts a key into the answer to `TPM2_ReadPublic` of an ECC key.
+pub(crate) fn put_parent(answer: &mut [u8], point: &[u8; 65]) {
+    // Header, TPM2B_PUBLIC, TPM2B_NAME; the public area ends with X and Y, sized.
+    let end = 12 + usize::from(u16::from_be_bytes([answer[10], answer[11]]));
+    answer[end - 66..end - 34].copy_from_slice(&point[1..33]);
+    answer[end - 32..end].copy_from_slice(&point[33..]);
 }
 
 /// Many times what an operation takes, also on a machine that does much else.

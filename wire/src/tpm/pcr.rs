@@ -40,6 +40,21 @@ impl PcrSelection {
         Ok(Self(bits))
     }
 
+    /// As a `TPML_PCR_SELECTION` of the SHA-256 bank, with a bitmap of three bytes, or four where a
+    /// number needs it.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        let [low, middle, high, top] = self.0.to_le_bytes();
+        let mut bytes = vec![0, 0, 0, 1];
+        bytes.extend(ALG_SHA256.to_be_bytes());
+        if top == 0 {
+            bytes.extend([3, low, middle, high]);
+        } else {
+            bytes.extend([4, low, middle, high, top]);
+        }
+        bytes
+    }
+
     /// Whether PCR `number` is one of them.
     #[must_use]
     pub fn contains(self, number: u8) -> bool {
@@ -144,6 +159,11 @@ mod tests {
         assert_eq!(read("00000001000b03810001"), Ok("0,7,16".into()));
         assert_eq!(read("00000001000b0481000180"), Ok("0,7,16,31".into()));
         assert_eq!(read("00000001000b03000000"), Ok("none".into()));
+        for selection in [&[0, 7, 16][..], &[0, 7, 16, 31], &[]] {
+            let selection: PcrSelection = selection.iter().copied().collect();
+            let bytes = hex::encode(selection.to_bytes());
+            assert_eq!(read(&bytes), Ok(selection.to_string()));
+        }
         assert_eq!(read("00000001000b028100"), length(2));
         assert_eq!(read("00000001000b058100000000"), length(5));
         assert_eq!(read("00000000"), Err(TpmError::Banks { banks: 0 }));
