@@ -21,6 +21,7 @@
 //! ```
 
 mod bus;
+mod control;
 mod factory;
 
 use std::fs::{self, DirBuilder};
@@ -192,6 +193,44 @@ impl Swtpm {
             thread::sleep(Duration::from_millis(2));
         }
         Ok(())
+    }
+
+    /// Pulls the TPM's reset line, as somebody with a wire can, while the process lives on: PCRs
+    /// are as after power-on, keys and sessions are gone, and it wants to be started up again
+    /// (which [`Hsm`](crate::Hsm) does).
+    ///
+    /// # Errors
+    ///
+    /// If the process does not run or does not answer.
+    pub fn reset(&self) -> io::Result<()> {
+        control::reset(&self.control_socket())
+    }
+
+    /// Waits until no key and no session is in the TPM's memory. An [`Hsm`](crate::Hsm) keeps its
+    /// own there for 200 ms after its last call; other programs need the slots free.
+    ///
+    /// Asks past the [`Bus`], so it leaves no frames. Blocks its thread.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](io::ErrorKind::TimedOut) if something is left after `limit`; also if the
+    /// process does not run.
+    pub fn wait_at_rest(&self, limit: Duration) -> io::Result<()> {
+        let give_up = Instant::now() + limit;
+        loop {
+            let left = control::loaded(&self.data_socket())?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if give_up < Instant::now() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("after {limit:?} the TPM still holds {left:#x?}"),
+                ));
+            }
+            // It tells nobody when it is.
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

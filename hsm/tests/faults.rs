@@ -239,11 +239,7 @@ async fn a_reset_under_way_heals_unnoticed_and_is_counted() {
     let handle = hsm(&tpm);
     handle.provision(false).await.unwrap();
     handle.sign(digest(0)).await.unwrap();
-    let control = tpm.folder().join("control.sock");
-    tool(
-        &tpm,
-        &format!("swtpm_ioctl --unix {} -i", control.display()),
-    );
+    tpm.reset().unwrap();
 
     handle.sign(digest(1)).await.unwrap();
 
@@ -276,6 +272,20 @@ async fn nothing_is_left_in_the_tpm_while_nobody_works() {
     handle.ecdh(point(&secret_key(1))).await.unwrap();
     let health = handle.health().await;
     assert_eq!((health.failures, health.operations), (0, 4));
+
+    at_rest(&tpm);
+}
+
+#[tokio::test]
+async fn what_another_program_left_in_the_tpm_is_noticed_and_gone_after_a_reset() {
+    let tpm = Swtpm::start().unwrap();
+    // Without a resource manager the tools leave in the TPM what they saved.
+    tool(&tpm, "tpm2_createprimary -C o -c left.ctx");
+    let error = tpm.wait_at_rest(Duration::from_millis(20)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    assert!(error.to_string().contains("0x80000000"), "{error}");
+
+    tpm.reset().unwrap();
 
     at_rest(&tpm);
 }

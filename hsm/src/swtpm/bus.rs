@@ -297,7 +297,7 @@ fn carry_bytes(client: &TcpStream, tpm: &Path) -> io::Result<()> {
 }
 
 /// Reads a command or an answer: tag, length of the whole, code, content (TPM 2.0 Part 1, 18.2).
-fn read_frame(from: &mut impl Read) -> io::Result<Vec<u8>> {
+pub(super) fn read_frame(from: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; HEADER_BYTES];
     from.read_exact(&mut frame)?;
     let content = u64::from(word(&frame, 2))

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hsm::swtpm::Swtpm;
 use hsm::{Hsm, HsmConfig};
@@ -96,15 +96,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Waits until the handle has ended its burst of work, which it does after it has answered: the TPM
 /// has no slots for it and the tools at once.
 pub(crate) fn at_rest(tpm: &Swtpm) {
-    let left = || {
-        ["handles-transient", "handles-loaded-session"]
-            .map(|kind| tool(tpm, &format!("tpm2_getcap {kind}")))
-            .concat()
-    };
-    let give_up = Instant::now() + TIMEOUT;
-    while !left().is_empty() {
-        assert!(Instant::now() < give_up, "{}", left());
-    }
+    tpm.wait_at_rest(TIMEOUT).unwrap();
 }
 
 /// Takes a key file apart with OpenSSL and loads it with tpm2-tools; leaves `KEY.ctx` and
