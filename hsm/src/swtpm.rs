@@ -5,6 +5,8 @@
 //! no two fixtures meet on a port, and everything passes through the [`Bus`], which can listen,
 //! alter, delay and cut like somebody with a probe on the wires.
 //!
+//! `docs/testing-with-swtpm.md` shows a crate and a CI that use it, and is run by our tests.
+//!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
