@@ -291,19 +291,11 @@ fn extend(tpm: &Swtpm, pcr: u32) {
 
 /// Extends a PCR past the bus, so that a test may do it while the bus is held.
 fn extend_on(socket: &std::path::Path, pcr: u8) {
-    use std::io::{Read, Write};
-    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-    // TPM2_PCR_Extend with an empty password: one digest, SHA-256.
-    let mut command = hex::decode("80020000004100000182000000").unwrap();
-    command.push(pcr);
-    command.extend(hex::decode("00000009400000090000000000").unwrap());
-    command.extend(hex::decode("00000001000b").unwrap());
-    command.extend([7; 32]);
-    command[5] = u8::try_from(command.len()).unwrap();
-    stream.write_all(&command).unwrap();
-    let mut answer = [0; 19];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(answer[6..10], [0; 4]);
+    // An empty password; one digest, SHA-256.
+    let password = hex::decode("00000009400000090000000000").unwrap();
+    let digests = hex::decode("00000001000b").unwrap();
+    let body = [&[0, 0, 0, pcr], &password[..], &digests, &[7; 32]].concat();
+    assert_eq!(support::send_to(socket, PCR_EXTEND, &body), 0);
 }
 
 fn fault(result: Result<Zeroizing<Vec<u8>>, HsmError>) -> SealFault {
@@ -313,5 +305,7 @@ fn fault(result: Result<Zeroizing<Vec<u8>>, HsmError>) -> SealFault {
         Ok(_) => panic!("it opened"),
     }
 }
+
+const PCR_EXTEND: u32 = 0x182;
 
 const SECRET: &[u8] = b"the data key of thirty-two bytes";
