@@ -8,7 +8,7 @@ use rand_core::CryptoRng;
 use subtle::ConstantTimeEq;
 use wire::{
     enrol::{self, CertifiedKey, Challenge, Evidence, Request},
-    tpm::{self, TpmError, TpmPublic},
+    tpm::{self, Certification, TpmError, TpmPublic},
 };
 use zeroize::Zeroizing;
 
@@ -171,7 +171,7 @@ impl ClaimedKeys {
         ];
         for (role, kind, key, (statement, signature)) in certified {
             let data = enrol::certify_data(kind, t);
-            tpm::check_certification(statement, &key.name(), &data)
+            Certification::verify(statement, &key.name(), &data)
                 .map_err(|source| EvidenceError::Certification { role, source })?;
             // A TPM does not choose the lower s.
             let signature = tpm::ecdsa_signature(signature)

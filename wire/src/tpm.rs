@@ -4,11 +4,20 @@
 
 use std::fmt;
 
-use crate::mac::hash;
+pub use attest::{Certification, ClockInfo, ecdsa_signature};
+pub use pcr::{PCRS_MAX, PcrSelection, PcrValues};
+pub use qualified::{QualifiedName, TpmHierarchy};
+pub use quote::{Quote, quote_data};
 
-pub use attest::{check_certification, ecdsa_signature};
+use cursor::Cursor;
 
 mod attest;
+mod cursor;
+mod pcr;
+mod qualified;
+mod quote;
+#[cfg(test)]
+mod vectors;
 
 /// The public area of an ECC P-256 key in a TPM: a `TPMT_PUBLIC` (Part 2, 12.2.4).
 ///
@@ -97,6 +106,10 @@ pub enum TpmError {
     #[error("attest is not the certification of a key")]
     NotCertification,
 
+    /// The attest is about something other than PCRs.
+    #[error("attest is not a quote")]
+    NotQuote,
+
     /// The attest answers another challenge.
     #[error("attest answers another challenge")]
     OtherChallenge,
@@ -104,9 +117,33 @@ pub enum TpmError {
     /// The attest is about another key.
     #[error("attest is about another key")]
     OtherKey,
+
+    /// Another key made the attest, or one in another place of the TPM.
+    #[error("attest was made by another key")]
+    OtherSigner,
+
+    /// A quote is about PCRs of no bank, or of more than one.
+    #[error("quote is about {banks} banks of PCRs instead of one")]
+    Banks {
+        /// How many.
+        banks: u32,
+    },
+
+    /// A quote is about other PCRs than those whose values are there.
+    #[error("quote is about the PCRs {quoted}, not {expected}")]
+    OtherPcrs {
+        /// Those of the quote.
+        quoted: PcrSelection,
+        /// Those whose values are there.
+        expected: PcrSelection,
+    },
+
+    /// The values of the PCRs are not those that were quoted.
+    #[error("PCRs have other values than those quoted")]
+    OtherValues,
 }
 
-/// A field of a public area or a signature.
+/// A field of a public area, a signature or an attest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TpmField {
     /// The kind of key; must be ECC.
@@ -123,6 +160,16 @@ pub enum TpmField {
     KeyDerivation,
     /// A coordinate of the point, or half a signature; must have at most 32 bytes.
     Coordinate,
+    /// A Name in an attest; must be one over SHA-256, so have 34 bytes.
+    Name,
+    /// Whether the clock can be trusted; must be yes or no.
+    Safe,
+    /// The bank of quoted PCRs; must be SHA-256.
+    Bank,
+    /// The bitmap of quoted PCRs; must have 3 or 4 bytes.
+    Selection,
+    /// The digest of quoted PCRs; must have 32 bytes.
+    Digest,
 }
 
 impl TpmPublic {
@@ -172,13 +219,7 @@ impl TpmPublic {
     /// The key's Name: the hash algorithm, then SHA-256 of the structure (Part 1, 16).
     #[must_use]
     pub fn name(&self) -> [u8; 34] {
-        let mut name = [0; 34];
-        let algorithm = ALG_SHA256.to_be_bytes();
-        let digest = hash(&[&self.bytes]);
-        for (to, from) in name.iter_mut().zip(algorithm.iter().chain(&digest)) {
-            *to = *from;
-        }
-        name
+        qualified::sha256_name(&[&self.bytes])
     }
 
     /// The public key as `04 ‖ X ‖ Y`.
@@ -322,73 +363,12 @@ impl fmt::Display for TpmField {
             Self::Curve => "curve",
             Self::KeyDerivation => "key derivation",
             Self::Coordinate => "coordinate length",
+            Self::Name => "name length or algorithm",
+            Self::Safe => "clock state",
+            Self::Bank => "bank of PCRs",
+            Self::Selection => "PCR bitmap length",
+            Self::Digest => "digest length",
         })
-    }
-}
-
-/// What is left to read of a structure.
-struct Cursor<'b>(&'b [u8]);
-
-impl<'b> Cursor<'b> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], TpmError> {
-        let (array, rest) = self.0.split_first_chunk().ok_or(TpmError::Truncated)?;
-        self.0 = rest;
-        Ok(*array)
-    }
-
-    fn u16(&mut self) -> Result<u16, TpmError> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    /// One of the `allowed` values of a field.
-    fn expect(&mut self, field: TpmField, allowed: &[u16]) -> Result<u16, TpmError> {
-        let value = self.u16()?;
-        if allowed.contains(&value) {
-            Ok(value)
-        } else {
-            Err(TpmError::Unsupported { field, value })
-        }
-    }
-
-    /// A `TPM2B`: a length, then as many bytes.
-    fn sized(&mut self) -> Result<&'b [u8], TpmError> {
-        let bytes = usize::from(self.u16()?);
-        let (sized, rest) = self.0.split_at_checked(bytes).ok_or(TpmError::Truncated)?;
-        self.0 = rest;
-        Ok(sized)
-    }
-
-    /// A `TPMS_ECC_POINT`, as `04 ‖ X ‖ Y`.
-    fn point(&mut self) -> Result<[u8; 65], TpmError> {
-        let mut point = [0; 65];
-        let (head, coordinates) = point.split_at_mut(1);
-        head.fill(UNCOMPRESSED);
-        for coordinate in coordinates.chunks_exact_mut(COORDINATE_BYTES) {
-            self.padded(coordinate)?;
-        }
-        Ok(point)
-    }
-
-    /// A `TPM2B` number into the end of `number`; a TPM may leave out leading zeros.
-    fn padded(&mut self, number: &mut [u8]) -> Result<(), TpmError> {
-        let bytes = self.sized()?;
-        let Some(zeros) = number.len().checked_sub(bytes.len()) else {
-            return Err(TpmError::Unsupported {
-                field: TpmField::Coordinate,
-                value: u16::try_from(bytes.len()).unwrap_or(u16::MAX),
-            });
-        };
-        for (to, from) in number.iter_mut().skip(zeros).zip(bytes) {
-            *to = *from;
-        }
-        Ok(())
-    }
-
-    fn end(&self) -> Result<(), TpmError> {
-        match self.0.len() {
-            0 => Ok(()),
-            bytes => Err(TpmError::Trailing { bytes }),
-        }
     }
 }
 
@@ -402,12 +382,6 @@ const ALG_ECC: u16 = 0x0023;
 
 /// `TPM_ECC_NIST_P256` (Part 2, 6.4).
 const CURVE_P256: u16 = 0x0003;
-
-/// Size of a coordinate of P-256.
-const COORDINATE_BYTES: usize = 32;
-
-/// Starts an uncompressed point (SEC 1, 2.3.3).
-const UNCOMPRESSED: u8 = 4;
 
 #[cfg(test)]
 mod tests {

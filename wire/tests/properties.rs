@@ -19,7 +19,7 @@ use wire::batch::{
 use wire::enrol::{Challenge, EnrolCode, Evidence, Outcome, Request};
 use wire::relay::{Answer, ClientMessage, RelayCode, ToRegistered, Token};
 use wire::ticket::Ticket;
-use wire::tpm::TpmPublic;
+use wire::tpm::{Certification, QualifiedName, Quote, TpmHierarchy, TpmPublic};
 use wire::upload::{LaneKnown, LaneOffer, ProblemCode, ToGateway, ToService};
 use wire::{Class, ClockState, Decimal, Measurement, Quality, Reading, Time, Unit, Value};
 
@@ -135,8 +135,14 @@ proptest! {
         canonical_or_refused(&bytes, |bytes| ToRegistered::decode(bytes).map(|m| m.encode()))?;
         canonical_or_refused(&bytes, |bytes| Answer::decode(bytes).map(|m| m.encode()))?;
         if let Ok(key) = TpmPublic::parse(&bytes) {
-            prop_assert_eq!(key.as_bytes(), bytes);
+            prop_assert_eq!(key.as_bytes(), &bytes[..]);
         }
+        // Behind what every attest starts with: magic and type.
+        let signer = QualifiedName::primary(TpmHierarchy::Owner, &[0; 34]);
+        let quote = [b"\xffTCG\x80\x18".as_slice(), &bytes].concat();
+        prop_assert!(Quote::verify(&quote, &signer, &[]).is_err());
+        let certification = [b"\xffTCG\x80\x17".as_slice(), &bytes].concat();
+        prop_assert!(Certification::verify(&certification, &[0; 34], &[]).is_err());
     }
 
     /// No text panics the ticket reader.

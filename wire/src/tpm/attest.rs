@@ -1,41 +1,126 @@
-//! What an attestation key says about another key.
+//! What an attestation key says: of any attest the head, and about another key the rest.
 
-use super::{ALG_ECDSA, ALG_SHA256, COORDINATE_BYTES, Cursor, TpmError, TpmField};
+use super::cursor::{COORDINATE_BYTES, Cursor};
+use super::{ALG_ECDSA, ALG_SHA256, QualifiedName, TpmError, TpmField};
 
-/// Checks what `TPM2_Certify` attested: a `TPMS_ATTEST` (Part 2, 10.12.12) that a TPM made, about
-/// the key with this `name`, in answer to `qualifying`.
+/// Where in a TPM a certified key stands, and who says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Certification {
+    signer: QualifiedName,
+    qualified_name: QualifiedName,
+}
+
+/// A TPM's clock, and how often it was started: `TPMS_CLOCK_INFO` (Part 2, 10.11.1).
 ///
-/// That the signature over `attest` is the attestation key's is for the caller to verify.
-///
-/// # Errors
-///
-/// [`TpmError::NotMadeByTpm`], [`TpmError::NotCertification`], [`TpmError::OtherChallenge`] and
-/// [`TpmError::OtherKey`]; [`TpmError::Truncated`] and [`TpmError::Trailing`].
-pub fn check_certification(
-    attest: &[u8],
-    name: &[u8; 34],
-    qualifying: &[u8],
-) -> Result<(), TpmError> {
-    let mut cursor = Cursor(attest);
-    if cursor.array()? != GENERATED {
-        return Err(TpmError::NotMadeByTpm);
+/// In attests by a key outside the endorsement and platform hierarchies, the TPM adds a secret
+/// constant, one for each attestation key, to both counts and to the version of the firmware (Part
+/// 3, *Attestation Commands*). So differences between two quotes of one key count; the numbers
+/// themselves say nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockInfo {
+    /// Milliseconds for which the TPM has had power, since its owner last cleared it.
+    pub clock_ms: u64,
+    /// How often it was reset; wraps.
+    pub reset_count: u32,
+    /// How often it was resumed or restarted since then; wraps.
+    pub restart_count: u32,
+    /// Whether no larger `clock_ms` can have been reported before.
+    pub safe: bool,
+}
+
+impl Certification {
+    /// Checks what `TPM2_Certify` attested: a `TPMS_ATTEST` (Part 2, 10.12.12) that a TPM made,
+    /// about the key with this `name`, in answer to `qualifying`.
+    ///
+    /// That the signature over `attest` is the attestation key's is for the caller to verify.
+    ///
+    /// # Errors
+    ///
+    /// [`TpmError::NotMadeByTpm`], [`TpmError::NotCertification`], [`TpmError::OtherChallenge`] and
+    /// [`TpmError::OtherKey`]; [`TpmError::Unsupported`] for Names over another hash;
+    /// [`TpmError::Truncated`] and [`TpmError::Trailing`].
+    pub fn verify(attest: &[u8], name: &[u8; 34], qualifying: &[u8]) -> Result<Self, TpmError> {
+        let mut head = Attest::read(attest, ATTEST_CERTIFY, TpmError::NotCertification)?;
+        let certified = head.rest.sized()?;
+        let qualified_name = head.rest.name()?;
+        head.rest.end()?;
+        head.check_challenge(qualifying)?;
+        if certified != name {
+            return Err(TpmError::OtherKey);
+        }
+        Ok(Self {
+            signer: head.signer,
+            qualified_name: QualifiedName::from_bytes(qualified_name),
+        })
     }
-    if cursor.array()? != ATTEST_CERTIFY {
-        return Err(TpmError::NotCertification);
+
+    /// Checks that the attestation key with this Qualified Name made it.
+    ///
+    /// # Errors
+    ///
+    /// [`TpmError::OtherSigner`].
+    pub fn check_signer(&self, signer: &QualifiedName) -> Result<(), TpmError> {
+        if self.signer == *signer {
+            Ok(())
+        } else {
+            Err(TpmError::OtherSigner)
+        }
     }
-    let _qualified_signer = cursor.sized()?;
-    let extra_data = cursor.sized()?;
-    let _clock_and_firmware: [u8; CLOCK_INFO_BYTES + FIRMWARE_VERSION_BYTES] = cursor.array()?;
-    let certified_name = cursor.sized()?;
-    let _qualified_name = cursor.sized()?;
-    cursor.end()?;
-    if extra_data != qualifying {
-        return Err(TpmError::OtherChallenge);
+
+    /// The attestation key, as it names itself.
+    #[must_use]
+    pub fn signer(&self) -> QualifiedName {
+        self.signer
     }
-    if certified_name != name {
-        return Err(TpmError::OtherKey);
+
+    /// The certified key.
+    #[must_use]
+    pub fn qualified_name(&self) -> QualifiedName {
+        self.qualified_name
     }
-    Ok(())
+}
+
+/// The head that every `TPMS_ATTEST` has (Part 2, 10.12.12), and the rest to be read.
+pub(super) struct Attest<'b> {
+    pub(super) signer: QualifiedName,
+    pub(super) clock: ClockInfo,
+    pub(super) firmware_version: u64,
+    pub(super) rest: Cursor<'b>,
+    extra_data: &'b [u8],
+}
+
+impl<'b> Attest<'b> {
+    /// Reads the head of an attest of this `kind`, a `TPM_ST`; of another kind it is `otherwise`.
+    pub(super) fn read(bytes: &'b [u8], kind: u16, otherwise: TpmError) -> Result<Self, TpmError> {
+        let mut rest = Cursor(bytes);
+        if rest.array()? != GENERATED {
+            return Err(TpmError::NotMadeByTpm);
+        }
+        if rest.u16()? != kind {
+            return Err(otherwise);
+        }
+        Ok(Self {
+            signer: QualifiedName::from_bytes(rest.name()?),
+            extra_data: rest.sized()?,
+            clock: ClockInfo {
+                clock_ms: rest.u64()?,
+                reset_count: rest.u32()?,
+                restart_count: rest.u32()?,
+                safe: rest.yes_no(TpmField::Safe)?,
+            },
+            firmware_version: rest.u64()?,
+            rest,
+        })
+    }
+
+    /// Checks that it answers `qualifying`.
+    pub(super) fn check_challenge(&self, qualifying: &[u8]) -> Result<(), TpmError> {
+        if self.extra_data == qualifying {
+            Ok(())
+        } else {
+            Err(TpmError::OtherChallenge)
+        }
+    }
 }
 
 /// Reads a `TPMT_SIGNATURE` (Part 2, 11.3.4) of ECDSA over SHA-256 with P-256, as `r ‖ s`.
@@ -62,16 +147,12 @@ pub fn ecdsa_signature(signature: &[u8]) -> Result<[u8; 64], TpmError> {
 const GENERATED: [u8; 4] = [0xff, b'T', b'C', b'G'];
 
 /// `TPM_ST_ATTEST_CERTIFY` (Part 2, 6.9).
-const ATTEST_CERTIFY: [u8; 2] = [0x80, 0x17];
-
-/// `TPMS_CLOCK_INFO` (Part 2, 10.11.1): clock, reset count, restart count, safe.
-const CLOCK_INFO_BYTES: usize = 8 + 4 + 4 + 1;
-
-/// `firmwareVersion` (Part 2, 10.12.12).
-const FIRMWARE_VERSION_BYTES: usize = 8;
+const ATTEST_CERTIFY: u16 = 0x8017;
 
 #[cfg(test)]
 mod tests {
+    use super::super::TpmHierarchy;
+    use super::super::vectors::{self, bytes};
     use super::*;
 
     // Made by `tpm2_certify` of tpm2-tools 5.4 in swtpm 0.7.1, which always qualifies with
@@ -80,7 +161,7 @@ mod tests {
     #[test]
     fn a_certification_by_a_tpm_is_accepted() {
         let attest = hex::decode(ATTEST).unwrap();
-        assert_eq!(check_certification(&attest, &NAME, &QUALIFYING), Ok(()));
+        assert!(Certification::verify(&attest, &NAME, &QUALIFYING).is_ok());
     }
 
     #[test]
@@ -89,8 +170,12 @@ mod tests {
         let with = |at: usize| {
             let mut other = attest.clone();
             other[at] ^= 1;
-            check_certification(&other, &NAME, &QUALIFYING)
+            Certification::verify(&other, &NAME, &QUALIFYING)
         };
+        assert_eq!(
+            Certification::verify(&bytes(vectors::QUOTE), &NAME, &QUALIFYING),
+            Err(TpmError::NotCertification)
+        );
         assert_eq!(with(0), Err(TpmError::NotMadeByTpm));
         assert_eq!(with(5), Err(TpmError::NotCertification));
         let qualifying = attest
@@ -102,19 +187,55 @@ mod tests {
         assert_eq!(with(name + 33), Err(TpmError::OtherKey));
 
         assert_eq!(
-            check_certification(&attest, &NAME, &QUALIFYING[..3]),
+            Certification::verify(&attest, &NAME, &QUALIFYING[..3]),
             Err(TpmError::OtherChallenge)
         );
         assert_eq!(
-            check_certification(&[attest.as_slice(), &[0]].concat(), &NAME, &QUALIFYING),
+            Certification::verify(&[attest.as_slice(), &[0]].concat(), &NAME, &QUALIFYING),
             Err(TpmError::Trailing { bytes: 1 })
         );
         for length in 0..attest.len() {
             assert_eq!(
-                check_certification(&attest[..length], &NAME, &QUALIFYING),
+                Certification::verify(&attest[..length], &NAME, &QUALIFYING),
                 Err(TpmError::Truncated)
             );
         }
+    }
+
+    #[test]
+    fn a_certification_says_where_both_keys_stand() {
+        let attest = bytes(vectors::CERTIFICATION);
+        let name = vectors::name(vectors::CHANNEL_NAME);
+        let root = vectors::name(vectors::ROOT_NAME);
+        let root = QualifiedName::primary(TpmHierarchy::Owner, &root);
+
+        let certification = Certification::verify(&attest, &name, &QUALIFYING).unwrap();
+
+        assert_eq!(certification.signer(), vectors::signer());
+        assert_eq!(certification.check_signer(&vectors::signer()), Ok(()));
+        assert_eq!(certification.qualified_name(), root.child(&name));
+        assert_eq!(
+            certification.check_signer(&root.child(&name)),
+            Err(TpmError::OtherSigner)
+        );
+    }
+
+    #[test]
+    fn names_over_other_hashes_and_a_clock_between_yes_and_no_are_refused() {
+        let attest = bytes(vectors::CERTIFICATION);
+        let name = vectors::name(vectors::CHANNEL_NAME);
+        let with = |at: usize, value: u8| {
+            let mut other = attest.clone();
+            other[at] = value;
+            Certification::verify(&other, &name, &QUALIFYING)
+        };
+        let unsupported = |field, value| Err(TpmError::Unsupported { field, value });
+        let last = attest.len() - 34;
+        assert_eq!(with(9, 0x0c), unsupported(TpmField::Name, 0x0c));
+        assert_eq!(with(last + 1, 0x04), unsupported(TpmField::Name, 0x04));
+        assert_eq!(with(64, 2), unsupported(TpmField::Safe, 2));
+        assert!(with(64, 0).is_ok());
+        assert_eq!(with(7, 0x21), unsupported(TpmField::Name, 0x21));
     }
 
     #[test]
