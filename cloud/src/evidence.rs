@@ -2,6 +2,7 @@
 //! (protocol.md 5.3).
 
 mod credential;
+mod endorsement;
 
 use channel::{Fingerprint, KeyKind, PublicKey};
 use rand_core::CryptoRng;
@@ -12,12 +13,15 @@ use wire::{
 };
 use zeroize::Zeroizing;
 
-use self::credential::CredentialError;
+pub use self::{
+    credential::CredentialError,
+    endorsement::{EndorsementError, EndorsementKey, EndorsementKind},
+};
 use crate::registry::NewGateway;
 
 /// The keys of message 1, each with the attributes that its role asks for.
 pub struct ClaimedKeys {
-    endorsement: Vec<u8>,
+    endorsement: EndorsementKey,
     attestation: TpmPublic,
     identity: TpmPublic,
     channel: TpmPublic,
@@ -43,9 +47,9 @@ pub enum EvidenceError {
         #[source]
         source: TpmError,
     },
-    /// The endorsement key is not made by the template that this version knows.
-    #[error("the endorsement key is not made by the P-256 template of the TCG")]
-    EndorsementTemplate,
+    /// The endorsement key is none that this version knows.
+    #[error("the endorsement key")]
+    Endorsement(#[from] EndorsementError),
     /// The channel key is not the one of the session.
     #[error("the channel key is not the one of the session")]
     OtherChannelKey,
@@ -93,22 +97,21 @@ impl ClaimedKeys {
             key.map_err(|source| EvidenceError::Key { role, source })
         };
         let keys = Self {
-            endorsement: request.ek.clone(),
+            endorsement: EndorsementKey::parse(&request.ek)?,
             attestation: parse("attestation", &request.ak, TpmPublic::check_attestation)?,
             identity: parse("identity", &request.identity, TpmPublic::check_identity)?,
             channel: parse("channel", &request.channel, TpmPublic::check_channel)?,
         };
-        let endorsement = credential::endorsement_point(&keys.endorsement)
-            .ok_or(EvidenceError::EndorsementTemplate)?;
         if keys.channel.point() != *session_key.as_bytes() {
             return Err(EvidenceError::OtherChannelKey);
         }
-        let mut points = [
-            endorsement,
-            keys.attestation.point(),
-            keys.identity.point(),
-            keys.channel.point(),
+        let mut points = vec![
+            keys.attestation.point().to_vec(),
+            keys.identity.point().to_vec(),
+            keys.channel.point().to_vec(),
         ];
+        // A key of another kind is another key.
+        points.extend(keys.endorsement.p256_point());
         points.sort_unstable();
         if points.windows(2).any(|pair| pair.first() == pair.last()) {
             return Err(EvidenceError::SameKeys);
@@ -116,11 +119,17 @@ impl ClaimedKeys {
         Ok(keys)
     }
 
+    /// The endorsement key, by its template.
+    #[must_use]
+    pub fn endorsement(&self) -> &EndorsementKey {
+        &self.endorsement
+    }
+
     /// Makes message 2: a secret that only a TPM with both endorsement and attestation key opens.
     ///
     /// # Errors
     ///
-    /// [`EvidenceError::Credential`] if the endorsement key is no point on the curve.
+    /// [`EvidenceError::Credential`] if nothing can be encrypted to the endorsement key.
     pub fn challenge(&self, rng: &mut dyn CryptoRng) -> Result<OpenChallenge, EvidenceError> {
         let mut nonce = [0; 32];
         let mut secret = Zeroizing::new([0; 32]);
@@ -192,7 +201,7 @@ impl ClaimedKeys {
             identity,
             channel: point(&self.channel)?,
             attestation,
-            endorsement: self.endorsement.clone(),
+            endorsement: self.endorsement.public_area().to_vec(),
             names: [
                 self.identity.name(),
                 self.channel.name(),
