@@ -1,6 +1,7 @@
 //! What a gateway shows to prove that its keys live in one TPM, checked with arithmetic alone
 //! (protocol.md 5.3).
 
+pub mod certificate;
 mod credential;
 mod endorsement;
 
@@ -14,6 +15,7 @@ use wire::{
 use zeroize::Zeroizing;
 
 pub use self::{
+    certificate::CertificateError,
     credential::CredentialError,
     endorsement::{EndorsementError, EndorsementKey, EndorsementKind},
 };
@@ -50,6 +52,9 @@ pub enum EvidenceError {
     /// The endorsement key is none that this version knows.
     #[error("the endorsement key")]
     Endorsement(#[from] EndorsementError),
+    /// The vendor does not vouch for the endorsement key.
+    #[error("the endorsement certificate")]
+    Certificate(#[from] CertificateError),
     /// The channel key is not the one of the session.
     #[error("the channel key is not the one of the session")]
     OtherChannelKey,

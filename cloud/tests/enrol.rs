@@ -10,19 +10,24 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use channel::{
     Admission, KeyError, KeyFuture, PublicKey, Purpose, SharedSecret, SoftwareStaticKey, StaticKey,
 };
 use cloud::{
-    evidence::{ClaimedKeys, EvidenceError},
+    evidence::{ClaimedKeys, EndorsementKey, EvidenceError},
     invite,
+    roots::EndorsementRoots,
 };
 use hsm::{CertifyKey, Hsm, HsmConfig, HsmError, Public, swtpm::Swtpm};
 use link::{Messages, StreamName};
 use sha2::{Digest, Sha256};
-use support::{Cloud, PATIENCE, REGISTRY, Session, rng};
+use support::{
+    Cloud, PATIENCE, REGISTRY, Session,
+    authority::{Authority, ENDORSEMENT},
+    rng,
+};
 use tokio::time::timeout;
 use wire::{
     enrol::{self, CertifiedKey, Challenge, EnrolCode, Evidence, Outcome, Request},
@@ -152,6 +157,42 @@ async fn the_channel_key_must_be_the_one_of_the_session() {
     refusals.assert(&outcome, EnrolCode::KeyRefused, 1);
     let why = outcome.detail.unwrap();
     assert!(why.contains("not the one of the session"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_vendors_are_trusted_a_ticket_alone_enrols_no_tpm() {
+    let (vendor, impostor) = (Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(vendor.file("root"), folder.path().join("vendor.pem")).unwrap();
+    let roots = EndorsementRoots::load(folder.path()).unwrap();
+    let (cloud, mut tpm) = (Cloud::start_trusting(roots).await, Tpm::start().await);
+    let refusals = Refusals::of(&cloud, 0);
+    let ticket = ticket(&cloud, "greenhouse-7", MINUTE);
+    let key = EndorsementKey::parse(&tpm.public.endorsement_public).unwrap();
+    let key = key.subject_public_key_info().unwrap();
+    for (count, certificates, why) in [
+        (1, vec![], "is missing"),
+        (
+            2,
+            vec![impostor.certificate("root", &key, ENDORSEMENT)],
+            "the endorsement certificate does not lead to a root",
+        ),
+    ] {
+        tpm.public.ek_certificates = certificates;
+        let request = |h: &[u8; 32]| prove(keys_of(&tpm.public), &ticket, h);
+        let begun = Conversation::begin(&cloud, &tpm, request).await;
+        let outcome = begun.err().expect("a challenge");
+        refusals.assert(&outcome, EnrolCode::KeyRefused, count);
+        let told = outcome.detail.unwrap();
+        assert!(told.contains(why), "{told}");
+        let audited: String =
+            cloud.registered("SELECT detail FROM audit ORDER BY rowid DESC LIMIT 1");
+        assert_eq!(audited, told);
+    }
+
+    tpm.public.ek_certificates = vec![vendor.certificate("root", &key, ENDORSEMENT)];
+    let outcome = tpm.enrol(&cloud, &ticket).await;
+    assert_eq!(outcome.code, EnrolCode::Ok, "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
