@@ -4,6 +4,7 @@
 pub mod certificate;
 mod credential;
 mod endorsement;
+pub mod quote;
 
 use channel::{Fingerprint, KeyKind, PublicKey};
 use rand_core::CryptoRng;
@@ -85,6 +86,12 @@ pub enum EvidenceError {
         /// Which key.
         role: &'static str,
     },
+    /// A quote does not hold.
+    #[error("the quote")]
+    Quote(#[source] TpmError),
+    /// A quote is not signed by the attestation key.
+    #[error("the quote is not signed by the attestation key")]
+    QuoteNotSigned,
     /// The identity key did not sign.
     #[error("the identity key did not sign")]
     NoPossession,
@@ -187,12 +194,11 @@ impl ClaimedKeys {
             let data = enrol::certify_data(kind, t);
             Certification::verify(statement, &key.name(), &data)
                 .map_err(|source| EvidenceError::Certification { role, source })?;
-            // A TPM does not choose the lower s.
-            let signature = tpm::ecdsa_signature(signature)
+            let signed = signed_by(&attestation, statement, signature)
                 .map_err(|source| EvidenceError::Certification { role, source })?;
-            channel::normalise(signature)
-                .and_then(|signature| channel::verify(&attestation, statement, &signature))
-                .map_err(|_| EvidenceError::NotCertified { role })?;
+            if !signed {
+                return Err(EvidenceError::NotCertified { role });
+            }
         }
         let identity = point(&self.identity)?;
         channel::verify(
@@ -214,4 +220,13 @@ impl ClaimedKeys {
             ],
         })
     }
+}
+
+/// Whether `signature`, as a TPM writes it, is this attestation key's over `attest`.
+fn signed_by(attestation: &PublicKey, attest: &[u8], signature: &[u8]) -> Result<bool, TpmError> {
+    let signature = tpm::ecdsa_signature(signature)?;
+    // A TPM does not choose the lower s.
+    let verified = channel::normalise(signature)
+        .and_then(|signature| channel::verify(attestation, attest, &signature));
+    Ok(verified.is_ok())
 }
