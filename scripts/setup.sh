@@ -12,7 +12,7 @@ PACKAGES=(
     libdbus-1-dev                       # BlueZ through btleplug
     libsystemd-dev                      # readiness and watchdog
     swtpm swtpm-tools                   # a TPM that is a TPM, and a vendor that certifies it
-    tpm2-tools tpm2-openssl             # second opinions on it
+    tpm2-tools tpm2-openssl python3-tpm2-pytss   # second opinions on it
     dbus                                # the private bus of the BlueZ stand-in
     socat                               # a serial cable without a serial port
     python3 python3-venv                # pymodbus

@@ -124,7 +124,7 @@ async fn a_pcr_extended_in_between_costs_another_try() {
     tpm.bus().alter_commands(move |code, _| {
         if code == command::UNSEAL && extended.load(Ordering::SeqCst) != 0 {
             extended.fetch_sub(1, Ordering::SeqCst);
-            extend_on(&socket, 10);
+            support::extend_on(&socket, 10);
         }
     });
     let opened = handle.unseal(&sealed, authority.clone(), policies.clone());
@@ -289,15 +289,6 @@ fn extend(tpm: &Swtpm, pcr: u32) {
     tool(tpm, &format!("tpm2_pcrextend {pcr}:sha256={value}"));
 }
 
-/// Extends a PCR past the bus, so that a test may do it while the bus is held.
-fn extend_on(socket: &std::path::Path, pcr: u8) {
-    // An empty password; one digest, SHA-256.
-    let password = hex::decode("00000009400000090000000000").unwrap();
-    let digests = hex::decode("00000001000b").unwrap();
-    let body = [&[0, 0, 0, pcr], &password[..], &digests, &[7; 32]].concat();
-    assert_eq!(support::send_to(socket, PCR_EXTEND, &body), 0);
-}
-
 fn fault(result: Result<Zeroizing<Vec<u8>>, HsmError>) -> SealFault {
     match result {
         Err(HsmError::Sealed(fault)) => fault,
@@ -305,7 +296,5 @@ fn fault(result: Result<Zeroizing<Vec<u8>>, HsmError>) -> SealFault {
         Ok(_) => panic!("it opened"),
     }
 }
-
-const PCR_EXTEND: u32 = 0x182;
 
 const SECRET: &[u8] = b"the data key of thirty-two bytes";

@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use hsm::swtpm::Swtpm;
@@ -32,21 +32,31 @@ pub(crate) fn keys(tpm: &Swtpm) -> PathBuf {
 
 /// Runs one of tpm2-tools in the TPM's folder and returns what it printed.
 pub(crate) fn tool(tpm: &Swtpm, line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let program = words.next().unwrap();
-    let output = Command::new(program)
-        .args(words)
-        .current_dir(tpm.folder())
-        .env("TPM2TOOLS_TCTI", tpm.tcti())
-        .env("TSS2_LOG", "all+none")
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}; apt install tpm2-tools"));
+    let output = run(tpm, line);
     assert!(
         output.status.success(),
         "{line}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Whether one of tpm2-tools refuses.
+pub(crate) fn fails(tpm: &Swtpm, line: &str) -> bool {
+    !run(tpm, line).status.success()
+}
+
+fn run(tpm: &Swtpm, line: &str) -> Output {
+    let mut words = line.split_whitespace();
+    let program = words.next().unwrap();
+    Command::new(program)
+        .args(words)
+        .current_dir(tpm.folder())
+        .env("TPM2TOOLS_TCTI", tpm.tcti())
+        .env("TPM2OPENSSL_TCTI", tpm.tcti())
+        .env("TSS2_LOG", "all+none")
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; make setup"))
 }
 
 pub(crate) fn file(tpm: &Swtpm, name: &str) -> Vec<u8> {
@@ -100,6 +110,7 @@ pub(crate) mod command {
     pub(crate) const GET_CAPABILITY: u32 = 0x17A;
     pub(crate) const PCR_READ: u32 = 0x17E;
     pub(crate) const POLICY_PCR: u32 = 0x17F;
+    pub(crate) const PCR_EXTEND: u32 = 0x182;
     pub(crate) const POLICY_GET_DIGEST: u32 = 0x189;
 }
 
@@ -137,6 +148,15 @@ pub(crate) fn send_to(socket: &Path, code: u32, body: &[u8]) -> u32 {
     let mut answer = [0; 10];
     stream.read_exact(&mut answer).unwrap();
     u32::from_be_bytes(*answer.last_chunk().unwrap())
+}
+
+/// Extends a PCR past the bus, so that a test may do it while the bus is held.
+pub(crate) fn extend_on(socket: &Path, pcr: u8) {
+    // An empty password; one digest, SHA-256.
+    let password = hex::decode("00000009400000090000000000").unwrap();
+    let digests = hex::decode("00000001000b").unwrap();
+    let body = [&[0, 0, 0, pcr], &password[..], &digests, &[7; 32]].concat();
+    assert_eq!(send_to(socket, command::PCR_EXTEND, &body), 0);
 }
 
 /// Puts a key into the answer to `TPM2_ReadPublic` of an ECC key.
