@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(
     build-essential pkg-config          # C parts of SQLite and ring
-    libtss2-dev                         # the TPM software stack, for hsm
+    libtss2-dev libssl-dev              # the TPM software stack, for hsm; OpenSSL, for its tests
     libtss2-tcti-device0                # /dev/tpmrm0; loaded at run time, so no linker asks for it
     libtss2-tcti-swtpm0                 # swtpm, likewise
     libdbus-1-dev                       # BlueZ through btleplug

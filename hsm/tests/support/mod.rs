@@ -46,7 +46,7 @@ pub(crate) fn fails(tpm: &Swtpm, line: &str) -> bool {
     !run(tpm, line).status.success()
 }
 
-fn run(tpm: &Swtpm, line: &str) -> Output {
+pub(crate) fn run(tpm: &Swtpm, line: &str) -> Output {
     let mut words = line.split_whitespace();
     let program = words.next().unwrap();
     Command::new(program)
