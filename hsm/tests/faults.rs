@@ -326,6 +326,42 @@ async fn what_somebody_takes_out_of_the_tpm_is_put_back() {
 }
 
 #[tokio::test]
+async fn the_null_root_is_the_kernel_s_and_changes_with_each_restart() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    let null_root = async || {
+        let looked = handle.examination().await;
+        assert!(
+            looked.health.problem.is_none(),
+            "{:?}",
+            looked.health.problem
+        );
+        looked.findings.null_root.unwrap()
+    };
+    let before = null_root().await;
+    assert_eq!(null_root().await, before);
+    at_rest(&tpm);
+    // As Linux makes it.
+    tool(
+        &tpm,
+        "tpm2_createprimary -C n -G ecc256:aes128cfb -c null.ctx -a \
+         fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt",
+    );
+    let printed = tool(&tpm, "tpm2_readpublic -c null.ctx");
+    assert!(printed.contains(&before), "{printed}");
+    tool(&tpm, "tpm2_flushcontext -t");
+
+    let control = tpm.control_socket();
+    tool(
+        &tpm,
+        &format!("swtpm_ioctl --unix {} -i", control.display()),
+    );
+
+    assert_ne!(null_root().await, before);
+}
+
+#[tokio::test]
 async fn a_cleared_tpm_is_told_from_a_replaced_one() {
     let tpm = Swtpm::start().unwrap();
     let handle = hsm(&tpm);
