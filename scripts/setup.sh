@@ -6,13 +6,13 @@ cd "$(dirname "$0")/.."
 
 PACKAGES=(
     build-essential pkg-config          # C parts of SQLite and ring
-    libtss2-dev                         # the TPM software stack, for hsm
+    libtss2-dev libssl-dev              # the TPM software stack, for hsm; OpenSSL, for its tests
     libtss2-tcti-device0                # /dev/tpmrm0; loaded at run time, so no linker asks for it
     libtss2-tcti-swtpm0                 # swtpm, likewise
     libdbus-1-dev                       # BlueZ through btleplug
     libsystemd-dev                      # readiness and watchdog
     swtpm swtpm-tools                   # a TPM that is a TPM, and a vendor that certifies it
-    tpm2-tools tpm2-openssl             # second opinions on it
+    tpm2-tools tpm2-openssl python3-tpm2-pytss   # second opinions on it
     dbus                                # the private bus of the BlueZ stand-in
     socat                               # a serial cable without a serial port
     python3 python3-venv                # pymodbus

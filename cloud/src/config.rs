@@ -26,6 +26,9 @@ pub struct Config {
     pub readings: Option<PathBuf>,
     /// How long a ticket is good for.
     pub ticket_ttl: Duration,
+    /// The folder of vendors' certificates that a TPM's endorsement certificate must lead to; `None`:
+    /// a ticket enrols any TPM.
+    pub ek_roots: Option<PathBuf>,
     /// `gateway-cloud relay`.
     pub relay: RelaySettings,
 }
@@ -91,6 +94,7 @@ struct RawSink {
 #[serde(deny_unknown_fields)]
 struct RawAttestation {
     ticket_ttl: Option<String>,
+    ek_roots: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -140,6 +144,7 @@ impl RawConfig {
                 Some(text) => duration("attestation.ticket_ttl", text)?,
                 None => TICKET_TTL,
             },
+            ek_roots: self.attestation.ek_roots,
             relay: self.relay.check()?,
         })
     }
@@ -245,6 +250,16 @@ mod tests {
         assert_eq!(config.listen, Some("[::]:4431".parse().unwrap()));
         assert_eq!(config.ticket_ttl, Duration::from_secs(600));
         assert!(config.relays.is_empty());
+        assert_eq!(config.ek_roots, None);
+    }
+
+    #[test]
+    fn the_folder_of_endorsement_roots_is_a_path() {
+        let config = parse("[attestation]\nek_roots = \"/etc/gateway-cloud/ek-roots\"").unwrap();
+        assert_eq!(
+            config.ek_roots.as_deref(),
+            Some(Path::new("/etc/gateway-cloud/ek-roots"))
+        );
     }
 
     #[test]

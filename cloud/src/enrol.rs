@@ -1,6 +1,8 @@
 //! The service's side of stream `enroll` (protocol.md 5): a gateway with a ticket proves that its
 //! keys live in one TPM, and is registered.
 
+use std::time::SystemTime;
+
 use anyhow::Context;
 use channel::PublicKey;
 use getrandom::SysRng;
@@ -11,7 +13,7 @@ use tokio::task::block_in_place;
 use wire::enrol::{self, EnrolCode, Evidence, Outcome, Request};
 
 use crate::{
-    evidence::{ClaimedKeys, EvidenceError},
+    evidence::{ClaimedKeys, EvidenceError, OpenChallenge, certificate},
     registry::{Claim, Registry, TicketRefusal},
     serve::Service,
 };
@@ -88,7 +90,7 @@ async fn enrol_one(
         code: EnrolCode::KeyRefused,
         words: chain(error),
     };
-    let made = check_keys(&request, &hello.static_key);
+    let made = check_keys(service, &request, &hello.static_key);
     let (keys, open) = match made {
         Ok(made) => made,
         Err(error) => return Ok(Err(refused(&error))),
@@ -143,10 +145,15 @@ fn claim(
 }
 
 fn check_keys(
+    service: &Service,
     request: &Request,
     session_key: &PublicKey,
-) -> Result<(ClaimedKeys, crate::evidence::OpenChallenge), EvidenceError> {
+) -> Result<(ClaimedKeys, OpenChallenge), EvidenceError> {
     let keys = ClaimedKeys::check(request, session_key)?;
+    if let Some(roots) = &service.endorsement_roots {
+        let certificates = &request.ek_certificates;
+        certificate::verify(certificates, roots, SystemTime::now(), keys.endorsement())?;
+    }
     let open = keys.challenge(&mut UnwrapErr(SysRng))?;
     Ok((keys, open))
 }

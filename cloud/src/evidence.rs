@@ -1,7 +1,10 @@
 //! What a gateway shows to prove that its keys live in one TPM, checked with arithmetic alone
 //! (protocol.md 5.3).
 
+pub mod certificate;
 mod credential;
+mod endorsement;
+pub mod quote;
 
 use channel::{Fingerprint, KeyKind, PublicKey};
 use rand_core::CryptoRng;
@@ -12,12 +15,16 @@ use wire::{
 };
 use zeroize::Zeroizing;
 
-use self::credential::CredentialError;
+pub use self::{
+    certificate::CertificateError,
+    credential::CredentialError,
+    endorsement::{EndorsementError, EndorsementKey, EndorsementKind},
+};
 use crate::registry::NewGateway;
 
 /// The keys of message 1, each with the attributes that its role asks for.
 pub struct ClaimedKeys {
-    endorsement: Vec<u8>,
+    endorsement: EndorsementKey,
     attestation: TpmPublic,
     identity: TpmPublic,
     channel: TpmPublic,
@@ -43,9 +50,12 @@ pub enum EvidenceError {
         #[source]
         source: TpmError,
     },
-    /// The endorsement key is not made by the template that this version knows.
-    #[error("the endorsement key is not made by the P-256 template of the TCG")]
-    EndorsementTemplate,
+    /// The endorsement key is none that this version knows.
+    #[error("the endorsement key")]
+    Endorsement(#[from] EndorsementError),
+    /// The vendor does not vouch for the endorsement key.
+    #[error("the endorsement certificate")]
+    Certificate(#[from] CertificateError),
     /// The channel key is not the one of the session.
     #[error("the channel key is not the one of the session")]
     OtherChannelKey,
@@ -76,6 +86,12 @@ pub enum EvidenceError {
         /// Which key.
         role: &'static str,
     },
+    /// A quote does not hold.
+    #[error("the quote")]
+    Quote(#[source] TpmError),
+    /// A quote is not signed by the attestation key.
+    #[error("the quote is not signed by the attestation key")]
+    QuoteNotSigned,
     /// The identity key did not sign.
     #[error("the identity key did not sign")]
     NoPossession,
@@ -93,22 +109,21 @@ impl ClaimedKeys {
             key.map_err(|source| EvidenceError::Key { role, source })
         };
         let keys = Self {
-            endorsement: request.ek.clone(),
+            endorsement: EndorsementKey::parse(&request.ek)?,
             attestation: parse("attestation", &request.ak, TpmPublic::check_attestation)?,
             identity: parse("identity", &request.identity, TpmPublic::check_identity)?,
             channel: parse("channel", &request.channel, TpmPublic::check_channel)?,
         };
-        let endorsement = credential::endorsement_point(&keys.endorsement)
-            .ok_or(EvidenceError::EndorsementTemplate)?;
         if keys.channel.point() != *session_key.as_bytes() {
             return Err(EvidenceError::OtherChannelKey);
         }
-        let mut points = [
-            endorsement,
-            keys.attestation.point(),
-            keys.identity.point(),
-            keys.channel.point(),
+        let mut points = vec![
+            keys.attestation.point().to_vec(),
+            keys.identity.point().to_vec(),
+            keys.channel.point().to_vec(),
         ];
+        // A key of another kind is another key.
+        points.extend(keys.endorsement.p256_point());
         points.sort_unstable();
         if points.windows(2).any(|pair| pair.first() == pair.last()) {
             return Err(EvidenceError::SameKeys);
@@ -116,11 +131,17 @@ impl ClaimedKeys {
         Ok(keys)
     }
 
+    /// The endorsement key, by its template.
+    #[must_use]
+    pub fn endorsement(&self) -> &EndorsementKey {
+        &self.endorsement
+    }
+
     /// Makes message 2: a secret that only a TPM with both endorsement and attestation key opens.
     ///
     /// # Errors
     ///
-    /// [`EvidenceError::Credential`] if the endorsement key is no point on the curve.
+    /// [`EvidenceError::Credential`] if nothing can be encrypted to the endorsement key.
     pub fn challenge(&self, rng: &mut dyn CryptoRng) -> Result<OpenChallenge, EvidenceError> {
         let mut nonce = [0; 32];
         let mut secret = Zeroizing::new([0; 32]);
@@ -173,12 +194,11 @@ impl ClaimedKeys {
             let data = enrol::certify_data(kind, t);
             Certification::verify(statement, &key.name(), &data)
                 .map_err(|source| EvidenceError::Certification { role, source })?;
-            // A TPM does not choose the lower s.
-            let signature = tpm::ecdsa_signature(signature)
+            let signed = signed_by(&attestation, statement, signature)
                 .map_err(|source| EvidenceError::Certification { role, source })?;
-            channel::normalise(signature)
-                .and_then(|signature| channel::verify(&attestation, statement, &signature))
-                .map_err(|_| EvidenceError::NotCertified { role })?;
+            if !signed {
+                return Err(EvidenceError::NotCertified { role });
+            }
         }
         let identity = point(&self.identity)?;
         channel::verify(
@@ -192,7 +212,7 @@ impl ClaimedKeys {
             identity,
             channel: point(&self.channel)?,
             attestation,
-            endorsement: self.endorsement.clone(),
+            endorsement: self.endorsement.public_area().to_vec(),
             names: [
                 self.identity.name(),
                 self.channel.name(),
@@ -200,4 +220,13 @@ impl ClaimedKeys {
             ],
         })
     }
+}
+
+/// Whether `signature`, as a TPM writes it, is this attestation key's over `attest`.
+fn signed_by(attestation: &PublicKey, attest: &[u8], signature: &[u8]) -> Result<bool, TpmError> {
+    let signature = tpm::ecdsa_signature(signature)?;
+    // A TPM does not choose the lower s.
+    let verified = channel::normalise(signature)
+        .and_then(|signature| channel::verify(attestation, attest, &signature));
+    Ok(verified.is_ok())
 }

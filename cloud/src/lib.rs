@@ -1,8 +1,8 @@
 //! `gateway-cloud`: what a service runs to receive, relay and enrol.
 //!
-//! [`serve`] lets gateways in; [`enrol`] registers a new one and [`receive`] takes batches of a
-//! known one, opens them and commits their readings to the [`sink`] before it acknowledges them.
-//! [`relay`] is a process of its own that knows nothing of all this.
+//! [`serve`] lets gateways in; [`enrol`] registers a new one, whose TPM the [`roots`] vouch for, and
+//! [`receive`] takes batches of a known one, opens them and commits their readings to the [`sink`]
+//! before it acknowledges them. [`relay`] is a process of its own that knows nothing of all this.
 
 pub mod config;
 pub mod enrol;
@@ -13,6 +13,7 @@ pub mod list;
 pub mod receive;
 pub mod registry;
 pub mod relay;
+pub mod roots;
 pub mod serve;
 pub mod sink;
 pub mod tasks;

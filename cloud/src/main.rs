@@ -1,6 +1,11 @@
 //! `gateway-cloud`: receives from gateways, relays for them, and enrols them.
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -11,6 +16,7 @@ use cloud::{
     list,
     registry::Registry,
     relay::{self, Admit, Limits, RelayConfig},
+    roots::EndorsementRoots,
     serve::{self, Service},
     sink::sqlite::SqliteSink,
     tasks,
@@ -140,6 +146,7 @@ async fn serve(state: PathBuf, config: Config) -> anyhow::Result<()> {
         registry: Arc::new(Registry::open(&state)?),
         sink: Arc::new(sink),
         sessions_max: config.sessions_max,
+        endorsement_roots: endorsement_roots(config.ek_roots.as_deref())?,
     };
     let listener = match config.listen {
         Some(address) => Some(
@@ -151,6 +158,24 @@ async fn serve(state: PathBuf, config: Config) -> anyhow::Result<()> {
     };
     tracing::info!(service = %service.keys.statement.fingerprint().short(), "serving");
     tasks::run(|stop| serve::serve(service, listener, config.relays, stop)).await
+}
+
+/// Whose TPMs may enrol, which is said once.
+fn endorsement_roots(folder: Option<&Path>) -> anyhow::Result<Option<Arc<EndorsementRoots>>> {
+    let Some(folder) = folder else {
+        tracing::info!(
+            "attestation.ek_roots is not set: a ticket enrols any TPM, also one in software"
+        );
+        return Ok(None);
+    };
+    let roots = EndorsementRoots::load(folder).context("attestation.ek_roots")?;
+    let (roots_count, issuers) = roots.counts();
+    tracing::info!(
+        roots = roots_count,
+        issuers,
+        "only TPMs with a certificate of their vendor enrol"
+    );
+    Ok(Some(Arc::new(roots)))
 }
 
 async fn run_relay(config: Config) -> anyhow::Result<()> {

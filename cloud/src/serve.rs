@@ -18,6 +18,7 @@ use crate::{
     keys::ServiceKeys,
     receive::{ReceiveError, Receiver},
     registry::{GatewayState, Registry},
+    roots::EndorsementRoots,
     sink::sqlite::SqliteSink,
     tasks::Sessions,
 };
@@ -33,6 +34,8 @@ pub struct Service {
     pub sink: Arc<SqliteSink>,
     /// Sessions at once; more are turned away before their handshake.
     pub sessions_max: usize,
+    /// Whose TPMs may enrol; `None`: a ticket enrols any.
+    pub endorsement_roots: Option<Arc<EndorsementRoots>>,
 }
 
 /// A gateway at the door.

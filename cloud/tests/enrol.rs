@@ -10,19 +10,24 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use channel::{
     Admission, KeyError, KeyFuture, PublicKey, Purpose, SharedSecret, SoftwareStaticKey, StaticKey,
 };
 use cloud::{
-    evidence::{ClaimedKeys, EvidenceError},
+    evidence::{ClaimedKeys, EndorsementKey, EvidenceError},
     invite,
+    roots::EndorsementRoots,
 };
 use hsm::{CertifyKey, EndorsementKind, Hsm, HsmConfig, HsmError, Public, swtpm::Swtpm};
 use link::{Messages, StreamName};
 use sha2::{Digest, Sha256};
-use support::{Cloud, PATIENCE, REGISTRY, Session, rng};
+use support::{
+    Cloud, PATIENCE, REGISTRY, Session,
+    authority::{Authority, ENDORSEMENT},
+    rng,
+};
 use tokio::time::timeout;
 use wire::{
     enrol::{self, CertifiedKey, Challenge, EnrolCode, Evidence, Outcome, Request},
@@ -155,6 +160,63 @@ async fn the_channel_key_must_be_the_one_of_the_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_vendors_are_trusted_a_ticket_alone_enrols_no_tpm() {
+    let (vendor, impostor) = (Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(vendor.file("root"), folder.path().join("vendor.pem")).unwrap();
+    let roots = EndorsementRoots::load(folder.path()).unwrap();
+    let (cloud, mut tpm) = (Cloud::start_trusting(roots).await, Tpm::start().await);
+    let refusals = Refusals::of(&cloud, 0);
+    let ticket = ticket(&cloud, "greenhouse-7", MINUTE);
+    let key = EndorsementKey::parse(&tpm.claims.ek).unwrap();
+    let key = key.subject_public_key_info().unwrap();
+    for (count, certificates, why) in [
+        (1, vec![], "is missing"),
+        (
+            2,
+            vec![impostor.certificate("root", &key, ENDORSEMENT)],
+            "the endorsement certificate does not lead to a root",
+        ),
+    ] {
+        tpm.claims.ek_certificates = certificates;
+        let request = |h: &[u8; 32]| prove(tpm.claims.clone(), &ticket, h);
+        let begun = Conversation::begin(&cloud, &tpm, request).await;
+        let outcome = begun.err().expect("a challenge");
+        refusals.assert(&outcome, EnrolCode::KeyRefused, count);
+        let told = outcome.detail.unwrap();
+        assert!(told.contains(why), "{told}");
+        let audited: String =
+            cloud.registered("SELECT detail FROM audit ORDER BY rowid DESC LIMIT 1");
+        assert_eq!(audited, told);
+    }
+
+    tpm.claims.ek_certificates = vec![vendor.certificate("root", &key, ENDORSEMENT)];
+    let outcome = tpm.enrol(&cloud, &ticket).await;
+    assert_eq!(outcome.code, EnrolCode::Ok, "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_enrols_by_whichever_key_its_vendor_certified() {
+    for kind in [EndorsementKind::P384, EndorsementKind::Rsa2048] {
+        let swtpm = Swtpm::start_certified().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (name, file) in ["root.pem", "issuer.pem"].iter().zip(swtpm.authority()) {
+            fs::copy(file, folder.path().join(name)).unwrap();
+        }
+        let roots = EndorsementRoots::load(folder.path()).unwrap();
+        let cloud = Cloud::start_trusting(roots).await;
+        let tpm = Tpm::with(swtpm, Some(kind)).await;
+        assert_eq!(tpm.kind, kind);
+
+        let outcome = tpm
+            .enrol(&cloud, &ticket(&cloud, "greenhouse-7", MINUTE))
+            .await;
+
+        assert_eq!(outcome.code, EnrolCode::Ok, "{kind:?}: {outcome:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_of_two_tpms_are_not_activated() {
     let (cloud, tpm, other) = tokio::join!(Cloud::start(), Tpm::start(), Tpm::start());
     let refusals = Refusals::of(&cloud, 0);
@@ -200,10 +262,7 @@ async fn each_key_must_be_what_its_role_asks_for() {
             "the channel key",
         ),
         (|keys| keys.identity.push(0), "the identity key"),
-        (
-            |keys| keys.ek = keys.ak.clone(),
-            "the endorsement key is not made by the P-256 template of the TCG",
-        ),
+        (|keys| keys.ek = keys.ak.clone(), "the endorsement key"),
         (
             |keys| move_point(&keys.identity.clone(), &mut keys.channel),
             "the channel key is not the one of the session",
@@ -310,14 +369,17 @@ struct Tpm {
 
 impl Tpm {
     async fn start() -> Self {
-        let swtpm = Swtpm::start().unwrap();
+        Self::with(Swtpm::start().unwrap(), None).await
+    }
+
+    async fn with(swtpm: Swtpm, kind: Option<EndorsementKind>) -> Self {
         let hsm = Hsm::start(HsmConfig {
             tpm: swtpm.tpm(),
             keys: swtpm.folder().join("keys"),
             timeout: PATIENCE,
         });
         let public = hsm.provision(false).await.unwrap();
-        let endorsement = hsm.endorsement(None).await.unwrap();
+        let endorsement = hsm.endorsement(kind).await.unwrap();
         Self {
             claims: Request {
                 ticket_id: None,

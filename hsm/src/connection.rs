@@ -9,43 +9,46 @@ use std::io;
 use std::net::TcpStream;
 
 use tss_esapi::Context;
-use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::tss::{
     TPM2_LOADED_SESSION_FIRST, TPM2_RH_NULL, TPM2_ST_HASHCHECK, TPM2_TRANSIENT_FIRST,
 };
 use tss_esapi::constants::{CapabilityType, SessionType, StartupType};
-use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
+use tss_esapi::handles::{KeyHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     Attest, CapabilityData, Data, Digest, EccPoint, HashcheckTicket, Private, Public as TpmtPublic,
-    SensitiveData, Signature, SignatureScheme, SymmetricDefinition,
+    SensitiveData, Signature, SignatureScheme,
 };
 use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
 
 use crate::config::Tpm;
 use crate::error::HsmError;
 use crate::files::{Keyring, StoredKey};
+use crate::owner::Office;
 use crate::response::{During, Operation};
 use crate::templates::{Key, Name, check_parent, parent_template};
 
 pub(crate) struct Connection {
     context: Context,
+    /// The right to use it.
+    office: Office,
     /// The storage root key, once its Name is found right.
     parent: Option<(KeyHandle, Name)>,
     /// Salted to the parent, for the present burst.
-    session: Option<AuthSession>,
+    pub(crate) session: Option<AuthSession>,
     /// The key that the burst used last.
-    loaded: Option<(Key, KeyHandle)>,
+    pub(crate) loaded: Option<(Key, KeyHandle)>,
 }
 
 impl Connection {
     /// Opens the TPM, starts it up if nobody did, and sweeps out what an earlier connection left.
-    pub(crate) fn open(tpm: &Tpm) -> Result<Self, HsmError> {
+    pub(crate) fn open(tpm: &Tpm, office: Office) -> Result<Self, HsmError> {
         let mut connection = Self {
             context: connect(tpm)?,
+            office,
             parent: None,
             session: None,
             loaded: None,
@@ -53,13 +56,21 @@ impl Connection {
         match connection.property(tss_esapi::constants::PropertyTag::Manufacturer) {
             // After a reset without a firmware or kernel to start it up.
             Err(HsmError::TpmReset) => connection
-                .context
+                .context()?
                 .startup(StartupType::Clear)
                 .during(Operation::Open)?,
             answer => drop(answer?),
         }
         connection.sweep()?;
         Ok(connection)
+    }
+
+    /// The context, as long as this thread may talk with the TPM.
+    pub(crate) fn context(&mut self) -> Result<&mut Context, HsmError> {
+        if self.office.is_left() {
+            return Err(HsmError::Busy);
+        }
+        Ok(&mut self.context)
     }
 
     pub(crate) fn has_parent(&self) -> bool {
@@ -91,7 +102,7 @@ impl Connection {
         let session =
             self.salted_to(made.key_handle, SessionType::Hmac, HashingAlgorithm::Sha256)?;
         let handle = PersistentTpmHandle::new(PARENT).during(Operation::Parent)?;
-        self.context
+        self.context()?
             .execute_with_session(Some(session), |context| {
                 context.evict_control(
                     Provision::Owner,
@@ -116,14 +127,17 @@ impl Connection {
         // The library computes this Name from the very public area that it will encrypt the salt
         // to; a Name that came with an answer would prove nothing.
         let salted_to = self
-            .context
+            .context()?
             .tr_get_name(handle.into())
             .during(Operation::Parent)?;
         let name = match pin {
             Some(pin) if pin.is(&salted_to) => pin,
             Some(_) => return Err(HsmError::KeyNotOfThisTpm),
             None => {
-                let (public, _, _) = self.context.read_public(handle).during(Operation::Parent)?;
+                let (public, _, _) = self
+                    .context()?
+                    .read_public(handle)
+                    .during(Operation::Parent)?;
                 check_parent(&public).map_err(HsmError::ParentUnfit)?;
                 let name = Name::of(&public)?;
                 if !name.is(&salted_to) {
@@ -223,132 +237,6 @@ impl Connection {
         Ok(certified)
     }
 
-    /// Runs one command in the burst's session: authorized, authenticated and encrypted.
-    pub(crate) fn in_session<T>(
-        &mut self,
-        operation: Operation,
-        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
-    ) -> Result<T, HsmError> {
-        let session = self.session()?;
-        self.context
-            .execute_with_session(Some(session), command)
-            .during(operation)
-    }
-
-    /// Runs one command that authorizes two keys: the first in the burst's session, as above, the
-    /// second in a session of its own.
-    pub(crate) fn in_session_and<T>(
-        &mut self,
-        operation: Operation,
-        second: AuthSession,
-        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
-    ) -> Result<T, HsmError> {
-        let first = self.session()?;
-        self.context
-            .execute_with_sessions((Some(first), Some(second), None), command)
-            .during(operation)
-    }
-
-    /// The burst's session, started by the first who asks. It encrypts the first parameter of each
-    /// command and answer.
-    fn session(&mut self) -> Result<AuthSession, HsmError> {
-        if let Some(session) = self.session {
-            return Ok(session);
-        }
-        let session = self.salted(SessionType::Hmac, HashingAlgorithm::Sha256)?;
-        let (attributes, mask) = SessionAttributesBuilder::new()
-            .with_decrypt(true)
-            .with_encrypt(true)
-            .build();
-        self.context
-            .tr_sess_set_attributes(session, attributes, mask)
-            .during(Operation::Session)?;
-        self.session = Some(session);
-        Ok(session)
-    }
-
-    /// Starts a session salted to the storage root key; the caller ends it.
-    pub(crate) fn salted(
-        &mut self,
-        kind: SessionType,
-        hash: HashingAlgorithm,
-    ) -> Result<AuthSession, HsmError> {
-        let parent = self.parent()?;
-        self.salted_to(parent, kind, hash)
-    }
-
-    /// Starts a session whose key only this process and the holder of `salt_key` can know.
-    fn salted_to(
-        &mut self,
-        salt_key: KeyHandle,
-        kind: SessionType,
-        hash: HashingAlgorithm,
-    ) -> Result<AuthSession, HsmError> {
-        let session = self
-            .context
-            .start_auth_session(
-                Some(salt_key),
-                None,
-                None,
-                kind,
-                SymmetricDefinition::AES_128_CFB,
-                hash,
-            )
-            .during(Operation::Session)?
-            .ok_or(HsmError::Tampered)?;
-        let (attributes, mask) = SessionAttributesBuilder::new()
-            .with_continue_session(true)
-            .build();
-        self.context
-            .tr_sess_set_attributes(session, attributes, mask)
-            .during(Operation::Session)?;
-        Ok(session)
-    }
-
-    pub(crate) fn end(&mut self, session: AuthSession) -> Result<(), HsmError> {
-        self.flush(SessionHandle::from(session))
-    }
-
-    pub(crate) fn flush(&mut self, handle: impl Into<ObjectHandle>) -> Result<(), HsmError> {
-        self.context
-            .flush_context(handle.into())
-            .during(Operation::Session)
-    }
-
-    /// Ends the burst: no session and no key stays in the TPM while nobody works.
-    pub(crate) fn rest(&mut self) -> Result<(), HsmError> {
-        if let Some((_, handle)) = self.loaded.take() {
-            self.flush(handle)?;
-        }
-        if let Some(session) = self.session.take() {
-            self.end(session)?;
-        }
-        Ok(())
-    }
-
-    /// Runs a command that needs no authorization and carries nothing that matters.
-    pub(crate) fn in_the_open<T>(
-        &mut self,
-        operation: Operation,
-        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
-    ) -> Result<T, HsmError> {
-        self.context
-            .execute_without_session(command)
-            .during(operation)
-    }
-
-    /// Runs a command that needs an authorization and carries nothing that matters, where there is
-    /// no key yet to salt a session to. The empty password is no secret.
-    pub(crate) fn with_empty_password<T>(
-        &mut self,
-        operation: Operation,
-        command: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
-    ) -> Result<T, HsmError> {
-        self.context
-            .execute_with_session(Some(AuthSession::Password), command)
-            .during(operation)
-    }
-
     /// Name of the key that rests where the storage root key belongs, as the TPM says it.
     pub(crate) fn found_parent(&mut self) -> Result<Option<Name>, HsmError> {
         if !self.parent_exists()? {
@@ -358,14 +246,20 @@ impl Connection {
             Some((handle, _)) => handle,
             None => self.parent_handle()?,
         };
-        let (public, _, _) = self.context.read_public(handle).during(Operation::Parent)?;
+        let (public, _, _) = self
+            .context()?
+            .read_public(handle)
+            .during(Operation::Parent)?;
         Name::of(&public).map(Some)
     }
 
     /// Public area of the storage root key that is trusted.
     pub(crate) fn trusted_parent(&mut self) -> Result<TpmtPublic, HsmError> {
         let (handle, trusted) = self.parent.ok_or(HsmError::KeyNotOfThisTpm)?;
-        let (public, _, _) = self.context.read_public(handle).during(Operation::Parent)?;
+        let (public, _, _) = self
+            .context()?
+            .read_public(handle)
+            .during(Operation::Parent)?;
         if Name::of(&public)? != trusted {
             return Err(HsmError::Tampered);
         }
@@ -392,13 +286,13 @@ impl Connection {
     fn parent_handle(&mut self) -> Result<KeyHandle, HsmError> {
         let handle = PersistentTpmHandle::new(PARENT).during(Operation::Parent)?;
         let object = self
-            .context
+            .context()?
             .tr_from_tpm_public(TpmHandle::Persistent(handle))
             .during(Operation::Parent)?;
         Ok(object.into())
     }
 
-    fn parent(&self) -> Result<KeyHandle, HsmError> {
+    pub(crate) fn parent(&self) -> Result<KeyHandle, HsmError> {
         let (handle, _) = self.parent.ok_or(HsmError::KeyNotOfThisTpm)?;
         Ok(handle)
     }
@@ -416,10 +310,9 @@ impl Connection {
                     continue;
                 }
                 // Not ours to judge: what cannot be flushed may be in use.
-                let _ = self
-                    .context
-                    .tr_from_tpm_public(handle)
-                    .and_then(|left| self.context.flush_context(left));
+                let context = self.context()?;
+                let left = context.tr_from_tpm_public(handle);
+                let _ = left.and_then(|left| context.flush_context(left));
             }
         }
         Ok(())

@@ -36,14 +36,14 @@ impl Engine {
             return Ok(value);
         }
         if let Err(mut error) = connection.add_one(number) {
-            self.after_failure(&mut error);
+            self.abandon_connection();
             // What matters is whether it took place, and only the counter itself can say.
             let value = self.ready(&keys)?.counter(number)?;
-            return if value == before {
-                Err(error)
-            } else {
-                Ok(value)
-            };
+            if value == before {
+                return Err(error);
+            }
+            self.after_failure(&mut error);
+            return Ok(value);
         }
         let value = self.ready(&keys)?.counter(number)?;
         if value <= before {

@@ -189,9 +189,13 @@ impl Direct {
     }
 
     fn run(&mut self, command: &Command, operation: Operation) -> Result<Answer, HsmError> {
-        let answer = self
-            .exchange(&command.to_bytes())
-            .map_err(|_| HsmError::Transport)?;
+        let answer = self.exchange(&command.to_bytes()).map_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                HsmError::Tampered
+            } else {
+                HsmError::Transport
+            }
+        })?;
         let answer = Answer::parse(answer)?;
         match answer.code() {
             0 => Ok(answer),
@@ -212,9 +216,15 @@ impl Direct {
                 more => read += more,
             }
             let so_far = answer.get(..read).unwrap_or_default();
-            if command::announced(so_far).is_some_and(|whole| whole <= read) {
-                answer.truncate(read);
-                return Ok(answer);
+            match command::announced(so_far) {
+                Some(whole) if ANSWER_BYTES_MAX < whole => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                Some(whole) if whole <= read => {
+                    answer.truncate(read);
+                    return Ok(answer);
+                }
+                Some(_) | None => {}
             }
         }
     }

@@ -15,23 +15,23 @@ use crate::error::HsmError;
 use crate::files::{self, Keyring};
 use crate::handle::{CertifyKey, Public};
 use crate::health::Examined;
-use crate::owner::Shared;
+use crate::owner::{Office, Shared};
 use crate::response::{During, Operation};
 use crate::templates::{Key, Name, left_padded, point_of};
 
 /// The thread's state: a connection and the keys, each there once it was needed.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
-    generation: u64,
+    office: Office,
     connection: Option<Connection>,
     keys: Option<Arc<Keyring>>,
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Arc<Shared>, generation: u64) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, office: Office) -> Self {
         Self {
             shared,
-            generation,
+            office,
             connection: None,
             keys: None,
         }
@@ -55,7 +55,9 @@ impl Engine {
                 break result;
             };
             self.after_failure(error);
-            if matches!(error, HsmError::TpmReset) && !reset {
+            if self.office.is_left() {
+                break result;
+            } else if matches!(error, HsmError::TpmReset) && !reset {
                 reset = true;
             } else if matches!(error, HsmError::Busy) && Instant::now() + pause < give_up {
                 std::thread::sleep(pause);
@@ -180,7 +182,7 @@ impl Engine {
         };
         let folder = &self.shared.config.keys;
         self.shared
-            .while_in_office(self.generation, || files::write(folder, &keys))?;
+            .while_in_office(&self.office, || files::write(folder, &keys))?;
         tracing::info!(folder = %folder.display(), "new keys made in the TPM");
         Ok(keys)
     }
@@ -238,7 +240,10 @@ impl Engine {
     pub(crate) fn connected(&mut self) -> Result<&mut Connection, HsmError> {
         match &mut self.connection {
             Some(connection) => Ok(connection),
-            empty => Ok(empty.insert(Connection::open(&self.shared.config.tpm)?)),
+            empty => Ok(empty.insert(Connection::open(
+                &self.shared.config.tpm,
+                self.office.clone(),
+            )?)),
         }
     }
 
@@ -260,6 +265,11 @@ impl Engine {
             *wait = interval;
         }
         self.shared.counters.add_incident(error);
+        self.abandon_connection();
+    }
+
+    /// Throws away a connection on which something failed.
+    pub(crate) fn abandon_connection(&mut self) {
         if self.connection.take().is_some() {
             self.shared.counters.add_reconnect();
         }

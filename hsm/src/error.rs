@@ -71,7 +71,7 @@ pub enum HsmError {
     #[error("what travels between processor and TPM was altered")]
     Tampered,
 
-    /// The TPM restarted while it was in use, twice in a row.
+    /// The TPM restarted, or somebody took out what we had put in, twice in a row.
     #[error("the TPM was reset")]
     TpmReset,
 

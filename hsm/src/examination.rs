@@ -4,15 +4,17 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use tss_esapi::constants::{CapabilityType, PropertyTag};
+use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::structures::CapabilityData;
 
+use crate::config::Tpm;
 use crate::connection::Connection;
 use crate::engine::Engine;
 use crate::error::HsmError;
 use crate::files::Keyring;
 use crate::health::{Examined, Health};
-use crate::response::Operation;
-use crate::templates::{Key, check_parent, point_of};
+use crate::response::{During, Operation};
+use crate::templates::{Key, Name, check_parent, parent_template, point_of};
 
 /// What [`Hsm::examination`](crate::Hsm::examination) found.
 #[derive(Debug)]
@@ -37,6 +39,11 @@ pub struct Findings {
     pub found_root: Option<String>,
     /// Why these two differ, if they do.
     pub change: Option<TpmChange>,
+    /// Name of the TPM's null root key: a new one after each restart of the TPM. `None` without keys.
+    pub null_root: Option<String>,
+    /// The same as Linux found it when it started (6.10 and later, with `CONFIG_TCG_TPM2_HMAC`). If
+    /// the two differ the TPM was restarted behind the kernel's back, or another one answers now.
+    pub kernel_null_root: Option<String>,
     /// Whether neither the gateway's keys nor their parent count towards lockout, so that power cuts
     /// cannot lock them. `None` without keys.
     pub exempt_from_lockout: Option<bool>,
@@ -134,6 +141,8 @@ impl Engine {
             Err(error) => return Err(error),
         };
         self.ready(&keys)?;
+        findings.null_root = Some(self.connected()?.null_root()?.to_string());
+        findings.kernel_null_root = kernel_null_root(self.tpm());
         findings.exempt_from_lockout = Some(self.is_exempt(&keys)?);
         findings.latency = Some(self.measure(&keys)?);
         Ok(examined)
@@ -192,7 +201,31 @@ impl Engine {
     }
 }
 
+/// What Linux noted about the TPM behind `/dev/tpmN` or `/dev/tpmrmN`.
+fn kernel_null_root(tpm: &Tpm) -> Option<String> {
+    let Tpm::Device(path) = tpm else {
+        return None;
+    };
+    let name = path.file_name()?.to_str()?;
+    let number = name.strip_prefix("tpmrm").or(name.strip_prefix("tpm"))?;
+    let number: u32 = number.parse().ok()?;
+    let noted = std::fs::read_to_string(format!("/sys/class/tpm/tpm{number}/null_name")).ok()?;
+    Some(noted.trim().to_lowercase())
+}
+
 impl Connection {
+    /// Makes the null root key as Linux makes it (`drivers/char/tpm/tpm2-sessions.c`): by the template
+    /// of our storage root key.
+    fn null_root(&mut self) -> Result<Name, HsmError> {
+        self.rest()?;
+        let template = parent_template().during(Operation::Open)?;
+        let made = self.in_session(Operation::Open, |context| {
+            context.create_primary(Hierarchy::Null, template, None, None, None, None)
+        })?;
+        self.flush(made.key_handle)?;
+        Name::of(&made.out_public)
+    }
+
     fn about(&mut self) -> Result<About, HsmError> {
         let mut number = |tag| Ok::<_, HsmError>(self.property(tag)?.unwrap_or(0));
         let [major, minor] = [

@@ -197,7 +197,7 @@ impl Hsm {
 
     /// The value of monotonic counter `number`; makes the counter if there is none yet.
     ///
-    /// A counter starts where the TPM wants: above every counter it ever had.
+    /// A counter starts where the TPM wants, above every counter that was ever removed from it.
     ///
     /// # Errors
     ///
@@ -216,8 +216,8 @@ impl Hsm {
     ///
     /// # Errors
     ///
-    /// As [`counter`](Self::counter). After [`HsmError::Timeout`] the increment may still take
-    /// place: read the counter before anything else.
+    /// As [`counter`](Self::counter). The increment may have taken place all the same, and after
+    /// [`HsmError::Timeout`] it may yet: read the counter before anything else.
     pub async fn increment(&self, number: u8) -> Result<u64, HsmError> {
         let limit = self.timeout.saturating_mul(LOAD_FACTOR);
         let mut before = None;

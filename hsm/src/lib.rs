@@ -41,6 +41,7 @@ mod queue;
 mod quote;
 mod response;
 mod sealing;
+mod session;
 mod signer;
 #[cfg(feature = "swtpm")]
 pub mod swtpm;

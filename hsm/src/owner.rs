@@ -1,5 +1,6 @@
 //! The thread that owns the TPM, and what replaces it when the TPM does not let it go.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -34,7 +35,8 @@ impl Owner {
             tenure: Tenure::default(),
             counters: Counters::default(),
         });
-        spawn(&shared, 0);
+        let office = lock(&shared.tenure.0).office.clone();
+        spawn(&shared, office);
         Self { shared }
     }
 
@@ -122,14 +124,15 @@ impl Owner {
             return;
         }
         tenure.abandoned += 1;
-        tenure.generation += 1;
         tenure.working_since = None;
+        tenure.office.leave();
+        tenure.office = Office::default();
         self.shared.counters.add_reconnect();
         tracing::warn!(
             abandoned = tenure.abandoned,
             "the TPM holds an operation for too long; starting on a new connection"
         );
-        spawn(&self.shared, tenure.generation);
+        spawn(&self.shared, tenure.office.clone());
     }
 }
 
@@ -142,15 +145,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Runs `write` unless the thread of `generation` was replaced meanwhile, and holds off its
+    /// Runs `write` unless the thread of this `office` was replaced meanwhile, and holds off its
     /// replacement until it is done: two threads never write the key files at once.
     pub(crate) fn while_in_office<T>(
         &self,
-        generation: u64,
+        office: &Office,
         write: impl FnOnce() -> Result<T, HsmError>,
     ) -> Result<T, HsmError> {
         let tenure = lock(&self.tenure.0);
-        if tenure.generation != generation {
+        if office.is_left() {
             return Err(HsmError::Timeout {
                 after: self.config.timeout,
             });
@@ -161,17 +164,17 @@ impl Shared {
     }
 
     /// Runs `work`, which may hang in the TPM; `false` if the thread was replaced meanwhile.
-    fn work(&self, generation: u64, work: impl FnOnce()) -> bool {
+    fn work(&self, office: &Office, work: impl FnOnce()) -> bool {
         {
             let mut tenure = lock(&self.tenure.0);
-            if tenure.generation != generation {
+            if office.is_left() {
                 return false;
             }
             tenure.working_since = Some(Instant::now());
         }
         work();
         let mut tenure = lock(&self.tenure.0);
-        if tenure.generation != generation {
+        if office.is_left() {
             tenure.abandoned = tenure.abandoned.saturating_sub(1);
             return false;
         }
@@ -181,12 +184,12 @@ impl Shared {
 
     /// The next job. If none comes soon, `rest` ends the burst of work first. `None` when the
     /// thread has no more to do.
-    fn next_job(&self, generation: u64, rest: impl FnOnce()) -> Option<Job> {
+    fn next_job(&self, office: &Office, rest: impl FnOnce()) -> Option<Job> {
         match self.waiting.take(Some(BURST_PAUSE_MAX)) {
             Next::Item(job) => return Some(job),
             Next::Nothing | Next::Closed => {}
         }
-        if !self.work(generation, rest) {
+        if !self.work(office, rest) {
             return None;
         }
         match self.waiting.take(None) {
@@ -202,19 +205,34 @@ struct Tenure(Mutex<TenureState>);
 
 #[derive(Default)]
 struct TenureState {
-    generation: u64,
+    office: Office,
     working_since: Option<Instant>,
     abandoned: usize,
 }
 
-fn spawn(shared: &Arc<Shared>, generation: u64) {
+/// One thread's right to talk with the TPM. A thread that was replaced while a command hung in the
+/// TPM sends no further one: without a resource manager it would disturb its successor.
+#[derive(Clone, Default)]
+pub(crate) struct Office(Arc<AtomicBool>);
+
+impl Office {
+    pub(crate) fn is_left(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn leave(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn spawn(shared: &Arc<Shared>, office: Office) {
     let shared = Arc::clone(shared);
     let spawned = thread::Builder::new()
         .name("tpm".to_owned())
         .spawn(move || {
-            let mut engine = Engine::new(Arc::clone(&shared), generation);
-            while let Some(job) = shared.next_job(generation, || engine.rest()) {
-                if !shared.work(generation, || job(&mut engine)) {
+            let mut engine = Engine::new(Arc::clone(&shared), office.clone());
+            while let Some(job) = shared.next_job(&office, || engine.rest()) {
+                if !shared.work(&office, || job(&mut engine)) {
                     return;
                 }
             }

@@ -197,7 +197,8 @@ fn of_tpm(operation: Operation, kind: Option<Kind>) -> Option<HsmError> {
         | Kind::ContextGap => Some(HsmError::Busy),
         Kind::Integrity if operation == Operation::Load => Some(HsmError::KeyNotOfThisTpm),
         // A session, a key or the storage root key that was there a moment ago.
-        Kind::Handle | Kind::Value if operation == Operation::Session => Some(HsmError::TpmReset),
+        Kind::Handle => Some(HsmError::TpmReset),
+        Kind::Value if operation == Operation::Session => Some(HsmError::TpmReset),
         // Our own keys have empty passwords, so the HMAC can only fail if the command changed.
         Kind::AuthFail | Kind::BadAuth => Some(match operation {
             Operation::Parent | Operation::Endorsement => HsmError::OwnerPassword(operation),

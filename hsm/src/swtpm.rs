@@ -33,7 +33,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -150,6 +150,12 @@ impl Swtpm {
         self.bridge.bus()
     }
 
+    /// Process id of the TPM while it runs, for whoever wants to kill it in the midst of a command.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// Cuts the power: the process ends at once, without an orderly shutdown. What the TPM keeps
     /// in its memory is lost, what it keeps in NV stays.
     ///
@@ -183,7 +189,10 @@ impl Swtpm {
         let give_up = Instant::now() + START_TIME_MAX;
         while UnixStream::connect(&control).is_err() {
             if let Some(status) = process.try_wait()? {
-                return Err(io::Error::other(format!("swtpm ended at once: {status}")));
+                return Err(io::Error::other(match status.code() {
+                    Some(NOT_FOUND) => "swtpm is not installed: apt install swtpm".to_owned(),
+                    _ => format!("swtpm ended at once: {status}"),
+                }));
             }
             if give_up < Instant::now() {
                 return Err(io::Error::new(
@@ -245,7 +254,8 @@ impl Drop for Swtpm {
 
 fn spawn(folder: &Path) -> io::Result<Child> {
     let unix = |socket| format!("type=unixio,path={}", folder.join(socket).display());
-    Command::new("swtpm")
+    Command::new("bash")
+        .args(["-c", WITHOUT_OUR_FILES, "swtpm"])
         .args(["socket", "--tpm2", "--flags", "startup-clear"])
         .args(["--tpmstate", &format!("dir={}", folder.display())])
         .args(["--server", &unix(DATA_SOCKET)])
@@ -256,7 +266,7 @@ fn spawn(folder: &Path) -> io::Result<Child> {
         .spawn()
         .map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
-                io::Error::new(error.kind(), "swtpm is not installed: apt install swtpm")
+                io::Error::new(error.kind(), "bash is not installed: apt install bash")
             } else {
                 error
             }
@@ -264,14 +274,19 @@ fn spawn(folder: &Path) -> io::Result<Child> {
 }
 
 /// Takes two ports, the second one above the first, as the addresses of software TPMs want it.
+///
+/// Below the range from which the kernel gives ports to connections: of those, each command takes
+/// one that stays taken for a minute.
 fn adjacent_ports() -> io::Result<(TcpListener, TcpListener, u16)> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // So that processes side by side begin in different places.
+    let begin = std::process::id().wrapping_mul(PORTS_APART);
     for _ in 0..PORT_TRIES_MAX {
-        let data = TcpListener::bind((LOOPBACK, 0))?;
-        let port = data.local_addr()?.port();
-        let Some(above) = port.checked_add(1) else {
-            continue;
-        };
-        if let Ok(control) = TcpListener::bind((LOOPBACK, above)) {
+        let pair = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)).wrapping_add(begin) % PORT_PAIRS;
+        let port = PORT_FIRST.saturating_add(u16::try_from(2 * pair).unwrap_or(0));
+        if let Ok(data) = TcpListener::bind((LOOPBACK, port))
+            && let Ok(control) = TcpListener::bind((LOOPBACK, port + 1))
+        {
             return Ok((data, control, port));
         }
     }
@@ -318,6 +333,17 @@ impl Drop for Folder {
     }
 }
 
+/// The library's sockets are not closed on exec, and swtpm serves one client on its control channel:
+/// a TPM that inherited another fixture's socket would keep that fixture waiting.
+const WITHOUT_OUR_FILES: &str = "for file in /proc/$$/fd/*; do
+    number=${file##*/}
+    [ \"$number\" -le 2 ] || eval \"exec $number>&-\"
+done
+exec swtpm \"$@\"";
+
+/// What a shell returns for a program that is not there.
+const NOT_FOUND: i32 = 127;
+
 const LOOPBACK: &str = "127.0.0.1";
 const DATA_SOCKET: &str = "data.sock";
 const CONTROL_SOCKET: &str = "control.sock";
@@ -325,5 +351,12 @@ const CONTROL_SOCKET: &str = "control.sock";
 /// It takes 15 ms, and a second on a machine that does much else.
 const START_TIME_MAX: Duration = Duration::from_secs(20);
 
-/// One of two neighbours is taken rarely, so many failures mean something else.
+/// Linux gives connections ports from 32,768 on (`net.ipv4.ip_local_port_range`).
+const PORT_FIRST: u16 = 12_000;
+const PORT_PAIRS: u32 = 10_000;
+
+/// Further than the fixtures that one process starts.
+const PORTS_APART: u32 = 331;
+
+/// A pair is taken rarely, so many failures mean something else.
 const PORT_TRIES_MAX: u32 = 100;

@@ -14,14 +14,20 @@ use hsm::swtpm::Swtpm;
 use hsm::{CertifyKey, EndorsementKind, HsmError, Public};
 use p256::ecdsa::signature::Verifier;
 use p256::ecdsa::{Signature, VerifyingKey};
+use p256::pkcs8::{EncodePublicKey, LineEnding};
 use sha2::{Digest, Sha256};
-use support::{at_rest, digest, file, hsm, make_credential, tool};
+use support::{at_rest, command, digest, file, hsm, hsm_with, make_credential, tool};
+use wire::tpm::{
+    Certification, PcrSelection, QualifiedName, Quote, TpmError, TpmHierarchy, TpmPublic,
+    quote_data,
+};
 
 #[tokio::test]
-async fn a_certificate_of_the_attestation_key_names_the_key_and_verifies() {
+async fn a_certification_by_the_attestation_key_is_accepted_and_nothing_else_is() {
     let tpm = Swtpm::start().unwrap();
     let handle = hsm(&tpm);
     let public = handle.provision(false).await.unwrap();
+    let signer = signer(&tpm, &public);
 
     for (key, area) in [
         (CertifyKey::Identity, &public.identity_public),
@@ -29,26 +35,141 @@ async fn a_certificate_of_the_attestation_key_names_the_key_and_verifies() {
     ] {
         let (attest, signature) = handle.certify(key, digest(9)).await.unwrap();
 
-        // TPMT_SIGNATURE: ECDSA, SHA-256, then r and s with their sizes.
-        assert_eq!(signature[..6], [0x00, 0x18, 0x00, 0x0B, 0x00, 0x20]);
-        assert_eq!(signature[38..40], [0x00, 0x20]);
-        assert_eq!(signature.len(), 72);
-        let signature =
-            Signature::from_slice(&[&signature[6..38], &signature[40..]].concat()).unwrap();
-        attestation_key(&public)
-            .verify(&attest, &signature)
-            .unwrap();
+        let name = TpmPublic::parse(area).unwrap().name();
+        let checked = Certification::verify(&attest, &name, &digest(9)).unwrap();
+        checked.check_signer(&signer).unwrap();
+        assert!(is_signed(&public, &attest, &signature));
+        // As other programs see it.
+        at_rest(&tpm);
+        std::fs::write(tpm.folder().join("attest"), &attest).unwrap();
+        std::fs::write(tpm.folder().join("read.py"), READ_WITH_PYTSS).unwrap();
+        let read = tool(&tpm, "/usr/bin/python3 read.py attest");
+        let said = [&digest(9)[..], &name, signer.as_bytes()].map(hex::encode);
+        assert_eq!(read.split_whitespace().collect::<Vec<_>>(), said);
+        verify_with_openssl(&tpm, &public, &attest, &signature);
 
-        // TPMS_ATTEST: magic, TPM_ST_ATTEST_CERTIFY, signer, the qualifying data, ...
-        assert_eq!(attest[..6], *b"\xffTCG\x80\x17");
-        let signer = 2 + usize::from(u16::from_be_bytes([attest[6], attest[7]]));
-        assert_eq!(attest[6 + signer..][..2], [0, 32]);
-        assert_eq!(attest[8 + signer..][..32], digest(9));
-        // ... clock (17 bytes), firmware version (8), then Name and qualified Name of the key.
-        let certified = &attest[8 + signer + 32 + 17 + 8..];
-        assert_eq!(certified[..4], [0x00, 0x22, 0x00, 0x0B]);
-        assert_eq!(certified[4..36], Sha256::digest(area)[..]);
+        let other = TpmPublic::parse(&public.attestation_public).unwrap().name();
+        let refused = Certification::verify(&attest, &other, &digest(9));
+        assert_eq!(refused.unwrap_err(), TpmError::OtherKey);
+        let refused = Certification::verify(&attest, &name, &digest(8));
+        assert_eq!(refused.unwrap_err(), TpmError::OtherChallenge);
+        let refused = Quote::verify(&attest, &signer, &digest(9));
+        assert_eq!(refused.unwrap_err(), TpmError::NotQuote);
+        assert!(!is_signed(&public, &attest[1..], &signature));
     }
+}
+
+#[tokio::test]
+async fn a_quote_is_accepted_here_and_by_foreign_tools_and_for_its_own_session_only() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    let public = handle.provision(false).await.unwrap();
+    let signer = signer(&tpm, &public);
+    at_rest(&tpm);
+    tool(
+        &tpm,
+        &format!("tpm2_pcrextend 7:sha256={}", hex::encode(digest(1))),
+    );
+    let (nonce, h) = (digest(2), digest(3));
+    let qualifying = quote_data(&nonce, &h);
+
+    // Few, one, none, and more than a TPM reads at once.
+    for pcrs in [&[0, 7, 16][..], &[23], &[], &(0..24).collect::<Vec<_>>()] {
+        let pcrs: PcrSelection = pcrs.iter().copied().collect();
+        let quoted = handle.quote(pcrs, qualifying).await.unwrap();
+
+        let quote = Quote::verify(&quoted.attest, &signer, &qualifying).unwrap();
+        quote.check_values(&quoted.pcrs).unwrap();
+        assert_eq!(quote.pcrs(), pcrs);
+        assert!(is_signed(&public, &quoted.attest, &quoted.signature));
+    }
+
+    let pcrs: PcrSelection = [0, 7].into_iter().collect();
+    let quoted = handle.quote(pcrs, qualifying).await.unwrap();
+    at_rest(&tpm);
+    let extended = Sha256::digest([[0; 32], digest(1)].concat());
+    assert_eq!(quoted.pcrs.value(7).unwrap()[..], extended[..]);
+    std::fs::write(tpm.folder().join("attest"), &quoted.attest).unwrap();
+    std::fs::write(tpm.folder().join("quote.signature"), &quoted.signature).unwrap();
+    std::fs::write(tpm.folder().join("ak.pem"), attestation_pem(&public)).unwrap();
+    let check = |qualifying: &[u8; 32]| {
+        format!(
+            "tpm2_checkquote -u ak.pem -m attest -s quote.signature -g sha256 -q {}",
+            hex::encode(qualifying)
+        )
+    };
+    tool(&tpm, &check(&qualifying));
+    assert!(support::fails(
+        &tpm,
+        &check(&quote_data(&nonce, &digest(4)))
+    ));
+
+    // Another session, another nonce, another key, other values, another type, another maker.
+    let verify = |attest: &[u8], qualifying: &[u8; 32]| Quote::verify(attest, &signer, qualifying);
+    for other in [quote_data(&nonce, &digest(4)), quote_data(&digest(4), &h)] {
+        let refused = verify(&quoted.attest, &other).unwrap_err();
+        assert_eq!(refused, TpmError::OtherChallenge);
+    }
+    let identity = TpmPublic::parse(&public.identity_public).unwrap().name();
+    let refused = Quote::verify(&quoted.attest, &root(&tpm).child(&identity), &qualifying);
+    assert_eq!(refused.unwrap_err(), TpmError::OtherSigner);
+    let quote = verify(&quoted.attest, &qualifying).unwrap();
+    let values = [(0, [0; 32]), (7, digest(1))].into_iter().collect();
+    assert_eq!(quote.check_values(&values), Err(TpmError::OtherValues));
+    let flipped = |byte: usize| {
+        let mut attest = quoted.attest.clone();
+        attest[byte] ^= 1;
+        attest
+    };
+    let refused = verify(&flipped(0), &qualifying).unwrap_err();
+    assert_eq!(refused, TpmError::NotMadeByTpm);
+    let refused = verify(&flipped(5), &qualifying).unwrap_err();
+    assert_eq!(refused, TpmError::NotQuote);
+    for byte in 0..quoted.attest.len() {
+        assert!(!is_signed(&public, &flipped(byte), &quoted.signature));
+    }
+}
+
+#[tokio::test]
+async fn a_pcr_extended_between_quote_and_reading_costs_another_quote() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    let pcrs: PcrSelection = [10].into_iter().collect();
+    let (socket, mut left) = (tpm.data_socket(), 2);
+    tpm.bus().alter_commands(move |code, _| {
+        if code == command::PCR_READ && left != 0 {
+            left -= 1;
+            support::extend_on(&socket, 10);
+        }
+    });
+
+    let quoted = handle.quote(pcrs, digest(1)).await.unwrap();
+
+    assert!(quoted.attest.ends_with(&quoted.pcrs.digest()));
+    let quotes = tpm
+        .bus()
+        .commands()
+        .into_iter()
+        .filter(|code| *code == command::QUOTE);
+    assert_eq!(quotes.count(), 3);
+
+    let socket = tpm.data_socket();
+    tpm.bus().alter_commands(move |code, _| {
+        if code == command::PCR_READ {
+            support::extend_on(&socket, 10);
+        }
+    });
+    let error = hsm_with(&tpm, std::time::Duration::from_secs(2))
+        .quote(pcrs, digest(1))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, HsmError::Busy | HsmError::Timeout { .. }),
+        "{error}"
+    );
+    tpm.bus().behave();
+    handle.quote(pcrs, digest(1)).await.unwrap();
 }
 
 #[tokio::test]
@@ -156,12 +277,62 @@ async fn the_vendor_s_certificates_are_read_without_their_padding() {
     assert_eq!(endorsement.certificates, [leaf, issuer, root]);
 }
 
-fn attestation_key(public: &Public) -> VerifyingKey {
-    let area = &public.attestation_public;
-    let (x, y) = (area.len() - 66, area.len() - 32);
-    let point = [&[4], &area[x..x + 32], &area[y..]].concat();
-    VerifyingKey::from_sec1_bytes(&point).unwrap()
+/// Where the gateway's attestation key stands.
+fn signer(tpm: &Swtpm, public: &Public) -> QualifiedName {
+    let name = TpmPublic::parse(&public.attestation_public).unwrap().name();
+    root(tpm).child(&name)
 }
+
+fn root(tpm: &Swtpm) -> QualifiedName {
+    let name = support::manifest(tpm)["parent"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let name = hex::decode(name).unwrap().try_into().unwrap();
+    QualifiedName::primary(TpmHierarchy::Owner, &name)
+}
+
+fn attestation_key(public: &Public) -> VerifyingKey {
+    let key = TpmPublic::parse(&public.attestation_public).unwrap();
+    VerifyingKey::from_sec1_bytes(&key.point()).unwrap()
+}
+
+fn attestation_pem(public: &Public) -> String {
+    let key = p256::PublicKey::from(attestation_key(public));
+    key.to_public_key_pem(LineEnding::LF).unwrap()
+}
+
+fn is_signed(public: &Public, attest: &[u8], signature: &[u8]) -> bool {
+    let signature = wire::tpm::ecdsa_signature(signature).unwrap();
+    let signature = Signature::from_slice(&signature).unwrap();
+    attestation_key(public).verify(attest, &signature).is_ok()
+}
+
+fn verify_with_openssl(tpm: &Swtpm, public: &Public, message: &[u8], signature: &[u8]) {
+    let signature = wire::tpm::ecdsa_signature(signature).unwrap();
+    let signature = Signature::from_slice(&signature).unwrap();
+    for (name, content) in [
+        ("ak.pem", attestation_pem(public).as_bytes()),
+        ("message", message),
+        ("signature.der", signature.to_der().as_bytes()),
+    ] {
+        std::fs::write(tpm.folder().join(name), content).unwrap();
+    }
+    tool(
+        tpm,
+        "openssl dgst -sha256 -verify ak.pem -signature signature.der message",
+    );
+}
+
+/// Reads a certification with tpm2-pytss, another binding to another decoder.
+const READ_WITH_PYTSS: &str = "
+import sys
+from tpm2_pytss import TPM2_GENERATED, TPM2_ST, TPMS_ATTEST
+attest, _ = TPMS_ATTEST.unmarshal(open(sys.argv[1], 'rb').read())
+assert attest.magic == TPM2_GENERATED.VALUE and attest.type == TPM2_ST.ATTEST_CERTIFY
+for part in attest.extraData, attest.attested.certify.name, attest.qualifiedSigner:
+    print(bytes(part).hex())
+";
 
 /// As long as a certificate, and of its outer form.
 fn der(length: u16, fill: u8) -> Vec<u8> {

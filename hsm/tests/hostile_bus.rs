@@ -10,13 +10,35 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::str::FromStr as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aes::Aes128;
+use cfb_mode::BufDecryptor;
+use cfb_mode::cipher::KeyIvInit as _;
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use hsm::swtpm::{Direction, Frame, Swtpm};
-use hsm::{CertifyKey, EndorsementKind, HsmError};
+use hsm::{CertifyKey, EndorsementKind, Hsm, HsmError};
+use p256::ecdsa::signature::Signer as _;
+use p256::ecdsa::{Signature, SigningKey};
 use sha2::{Digest, Sha256};
 use support::{at_rest, command, digest, file, hsm, point, secret_key, tool};
+use tss_esapi::Context;
+use tss_esapi::attributes::{ObjectAttributesBuilder, SessionAttributesBuilder};
+use tss_esapi::constants::SessionType;
+use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
+use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::resource_handles::Hierarchy;
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{
+    EccParameter, EccPoint, EccScheme, KeyDerivationFunctionScheme, PublicBuilder,
+    PublicEccParameters, SymmetricDefinition, SymmetricDefinitionObject,
+};
+use tss_esapi::tcti_ldr::{NetworkTPMConfig, TctiNameConf};
+use wire::tpm::{CounterLimit, PcrValues, PolicyAuthority, PolicyDigest, SignedPolicy};
+use zeroize::Zeroizing;
 
 #[tokio::test]
 async fn an_agreed_secret_is_in_no_frame_and_the_search_would_find_it() {
@@ -83,46 +105,230 @@ async fn an_activated_secret_is_in_no_frame_and_the_search_would_find_it() {
 }
 
 #[tokio::test]
-async fn every_session_is_salted_and_every_key_is_used_in_one() {
+async fn every_session_is_salted_every_key_used_in_one_and_every_password_empty() {
     let tpm = Swtpm::start().unwrap();
     let handle = hsm(&tpm);
     handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    let (credential, encrypted) = support::make_credential(&tpm, "attestation", b"secret");
+    tool(&tpm, "tpm2_flushcontext -t");
+    let mut frames = tpm.bus().frames();
+    frames.retain(|frame| frame.direction == Direction::Command);
+    frames.truncate(commands_until_foreign(&frames));
+    tpm.bus().forget();
+
+    every_operation(&handle, (credential, encrypted)).await;
+
+    frames.extend(tpm.bus().frames());
+    let commands = frames
+        .iter()
+        .filter(|frame| frame.direction == Direction::Command);
+    let (mut sessions, mut passwords) = (0, BTreeSet::new());
+    for frame in commands {
+        if frame.code() == command::START_AUTH_SESSION {
+            sessions += 1;
+            assert_ne!(frame.bytes[10..14], NO_KEY, "unsalted session");
+        }
+        if [command::SIGN, command::ECDH_ZGEN, command::UNSEAL].contains(&frame.code()) {
+            assert_eq!(frame.bytes[..2], WITH_SESSIONS);
+        }
+        if frame.bytes[..2] == WITH_SESSIONS
+            && let Some(place) = find(&frame.bytes, &PASSWORD)
+        {
+            passwords.insert(frame.code());
+            // No nonce, no attributes, no password.
+            assert_eq!(frame.bytes[place + 4..place + 9], [0; 5]);
+        }
+    }
+    assert!(8 < sessions);
+    // The root key where there is none yet that a session could be salted to; and what needs some
+    // authorization although it has no secret: a sealed object's private part is encrypted.
+    let allowed = [command::CREATE_PRIMARY, command::LOAD, command::POLICY_NV];
+    assert!(
+        passwords.iter().all(|code| allowed.contains(code)),
+        "{passwords:x?}"
+    );
+
+    // The control: a program that uses a password.
+    tpm.bus().forget();
+    at_rest(&tpm);
+    tool(
+        &tpm,
+        "tpm2_createprimary -C o -G ecc -p hunter2-hunter2 -c other.ctx",
+    );
+    tool(&tpm, "tpm2_flushcontext -t");
+    tool(
+        &tpm,
+        "tpm2_create -C other.ctx -P hunter2-hunter2 -G ecc -u a -r b",
+    );
+    assert!(is_on(&tpm, b"hunter2-hunter2"));
+}
+
+/// The commands before those that tpm2-tools sent: they begin with a question for all algorithms.
+fn commands_until_foreign(frames: &[Frame]) -> usize {
+    let asked = frames
+        .iter()
+        .position(|frame| frame.code() == command::GET_CAPABILITY && frame.bytes[10..14] == [0; 4]);
+    asked.unwrap_or(frames.len())
+}
+
+async fn every_operation(handle: &Hsm, (credential, encrypted): (Vec<u8>, Vec<u8>)) {
+    handle.load().await.unwrap();
     handle.sign(digest(1)).await.unwrap();
     handle.ecdh(point(&secret_key(1))).await.unwrap();
     handle
         .certify(CertifyKey::Identity, digest(2))
         .await
         .unwrap();
-    at_rest(&tpm);
-    let mut frames = tpm.bus().frames();
-    let (credential, encrypted) = support::make_credential(&tpm, "attestation", b"secret");
-    tpm.bus().forget();
     handle
-        .activate(EndorsementKind::P256, credential, encrypted)
+        .quote([0, 7].into_iter().collect(), digest(3))
         .await
         .unwrap();
-    frames.extend(tpm.bus().frames());
-
-    let commands = frames
-        .iter()
-        .filter(|frame| frame.direction == Direction::Command);
-    let mut sessions = 0;
-    let mut passwords = Vec::new();
-    for frame in commands {
-        if frame.code() == command::START_AUTH_SESSION {
-            sessions += 1;
-            assert_ne!(frame.bytes[10..14], NO_KEY, "unsalted session");
-        }
-        if [command::SIGN, command::ECDH_ZGEN, command::LOAD].contains(&frame.code()) {
-            assert_eq!(frame.bytes[..2], WITH_SESSIONS);
-        }
-        if frame.bytes[..2] == WITH_SESSIONS && frame.contains(&PASSWORD) {
-            passwords.push(frame.code());
-        }
+    for kind in [EndorsementKind::P256, EndorsementKind::P384] {
+        handle.endorsement(Some(kind)).await.unwrap();
     }
-    assert!(4 < sessions);
-    // Only where there is no key yet that a session could be salted to.
-    assert_eq!(passwords, [command::CREATE_PRIMARY]);
+    let opened = handle.activate(EndorsementKind::P256, credential.clone(), encrypted.clone());
+    assert_eq!(opened.await.unwrap().as_slice(), b"secret");
+    let opened = handle.activate(EndorsementKind::P384, credential, encrypted);
+    opened.await.unwrap_err();
+    let value_max = handle.increment(0).await.unwrap();
+    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test");
+    let sealed = handle
+        .seal(Zeroizing::new(vec![1; 32]), authority.clone())
+        .await
+        .unwrap();
+    let number = 0;
+    let limit = CounterLimit { number, value_max };
+    let pcrs: PcrValues = [(16, [0; 32])].into_iter().collect();
+    let policy = PolicyDigest::new().and_pcrs(&pcrs).and_counter(limit);
+    let key = SigningKey::from(secret_key(9));
+    let signature: Signature = key.sign(&authority.message(policy));
+    let policy = SignedPolicy {
+        pcrs: pcrs.selection(),
+        counter: Some(limit),
+        signature: signature.to_bytes().into(),
+    };
+    handle
+        .unseal(&sealed, authority, vec![policy])
+        .await
+        .unwrap();
+    handle.examination().await;
+    handle.provision(true).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_listens_breaks_an_unsalted_session_and_not_ours() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    let peer = point(&secret_key(1));
+
+    tpm.bus().forget();
+    let secret = handle.ecdh(peer).await.unwrap();
+    at_rest(&tpm);
+    let listened = listen(&tpm);
+    assert!(find(&listened, secret.as_slice()).is_none());
+
+    // The control: the same command with a session as much software starts it.
+    tpm.bus().forget();
+    let secret = agree_in_an_unsalted_session(&tpm, &peer);
+    assert!(!is_on(&tpm, &secret), "it is encrypted, too");
+    let listened = listen(&tpm);
+    assert!(find(&listened, &secret).is_some());
+}
+
+/// Decrypts the answer to `TPM2_ECDH_ZGen` with what is on the bus alone: the nonces.
+fn listen(tpm: &Swtpm) -> Vec<u8> {
+    let frames = tpm.bus().frames();
+    // The last: a TPM that still tests itself asks for a repetition.
+    let asked = frames
+        .iter()
+        .rposition(|frame| {
+            frame.direction == Direction::Command && frame.code() == command::ECDH_ZGEN
+        })
+        .unwrap();
+    let (command, answer) = (&frames[asked].bytes, &frames[asked + 1].bytes);
+    // Header, key, size of the authorization, session; then nonceCaller.
+    let nonce_caller = &command[24..56];
+    assert_eq!(command[22..24], [0, 32]);
+    // Header, size of the parameters, parameters; then nonceTPM.
+    let size = usize::try_from(u32::from_be_bytes(answer[10..14].try_into().unwrap())).unwrap();
+    let (parameters, authorization) = answer[14..].split_at(size);
+    assert_eq!(authorization[..2], [0, 32]);
+    let nonce_tpm = &authorization[2..34];
+    // KDFa with the key of a session without salt and binding: none (TPM 2.0 Part 1, 19.6.8, 21.3).
+    let mac = Hmac::<Sha256>::new_from_slice(&[])
+        .unwrap()
+        .chain_update([0, 0, 0, 1])
+        .chain_update(b"CFB\0")
+        .chain_update(nonce_tpm)
+        .chain_update(nonce_caller)
+        .chain_update([0, 0, 1, 0]);
+    let key_and_iv = mac.finalize().into_bytes();
+    let mut content = parameters[2..].to_vec();
+    let mut cipher =
+        BufDecryptor::<Aes128>::new_from_slices(&key_and_iv[..16], &key_and_iv[16..]).unwrap();
+    cipher.decrypt(&mut content);
+    content
+}
+
+/// What `Context::execute_with_nullauth_session` and its like do.
+fn agree_in_an_unsalted_session(tpm: &Swtpm, peer: &[u8; 65]) -> Vec<u8> {
+    let address = NetworkTPMConfig::from_str(tpm.tcti().trim_start_matches("swtpm:")).unwrap();
+    let mut context = Context::new(TctiNameConf::Swtpm(address)).unwrap();
+    let attributes = ObjectAttributesBuilder::new()
+        .with_fixed_tpm(true)
+        .with_fixed_parent(true)
+        .with_sensitive_data_origin(true)
+        .with_user_with_auth(true)
+        .with_decrypt(true)
+        .build()
+        .unwrap();
+    let template = PublicBuilder::new()
+        .with_public_algorithm(PublicAlgorithm::Ecc)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes)
+        .with_ecc_parameters(PublicEccParameters::new(
+            SymmetricDefinitionObject::Null,
+            EccScheme::Null,
+            EccCurve::NistP256,
+            KeyDerivationFunctionScheme::Null,
+        ))
+        .with_ecc_unique_identifier(EccPoint::default())
+        .build()
+        .unwrap();
+    let key = context
+        .execute_with_session(Some(AuthSession::Password), |context| {
+            context.create_primary(Hierarchy::Null, template, None, None, None, None)
+        })
+        .unwrap()
+        .key_handle;
+    let session = context
+        .start_auth_session(
+            None,
+            None,
+            None,
+            SessionType::Hmac,
+            SymmetricDefinition::AES_128_CFB,
+            HashingAlgorithm::Sha256,
+        )
+        .unwrap();
+    let (attributes, mask) = SessionAttributesBuilder::new()
+        .with_decrypt(true)
+        .with_encrypt(true)
+        .build();
+    context
+        .tr_sess_set_attributes(session.unwrap(), attributes, mask)
+        .unwrap();
+    let point = EccPoint::new(
+        EccParameter::try_from(&peer[1..33]).unwrap(),
+        EccParameter::try_from(&peer[33..]).unwrap(),
+    );
+    let agreed = context
+        .execute_with_session(session, |context| context.ecdh_z_gen(key, point))
+        .unwrap();
+    agreed.x().value().to_vec()
 }
 
 #[tokio::test]
@@ -270,6 +476,10 @@ fn exchange_parent(tpm: &Swtpm, exchange: Exchange) {
 fn is_on(tpm: &Swtpm, secret: &[u8]) -> bool {
     let frames: Vec<Frame> = tpm.bus().frames();
     frames.iter().any(|frame| frame.contains(secret))
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
 }
 
 /// `TPM_RH_NULL`.

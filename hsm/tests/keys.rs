@@ -125,8 +125,7 @@ async fn each_key_is_what_was_promised_and_opens_with_foreign_tools() {
     let handle = hsm(&tpm);
     let public = handle.provision(false).await.unwrap();
     at_rest(&tpm);
-    let manifest: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(keys(&tpm).join("manifest.json")).unwrap()).unwrap();
+    let manifest = support::manifest(&tpm);
     let own = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda";
 
     for (key, point, promised) in [

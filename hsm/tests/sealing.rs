@@ -124,7 +124,7 @@ async fn a_pcr_extended_in_between_costs_another_try() {
     tpm.bus().alter_commands(move |code, _| {
         if code == command::UNSEAL && extended.load(Ordering::SeqCst) != 0 {
             extended.fetch_sub(1, Ordering::SeqCst);
-            extend_on(&socket, 10);
+            support::extend_on(&socket, 10);
         }
     });
     let opened = handle.unseal(&sealed, authority.clone(), policies.clone());
@@ -287,23 +287,6 @@ fn extend(tpm: &Swtpm, pcr: u32) {
     at_rest(tpm);
     let value = hex::encode(digest(pcr));
     tool(tpm, &format!("tpm2_pcrextend {pcr}:sha256={value}"));
-}
-
-/// Extends a PCR past the bus, so that a test may do it while the bus is held.
-fn extend_on(socket: &std::path::Path, pcr: u8) {
-    use std::io::{Read, Write};
-    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-    // TPM2_PCR_Extend with an empty password: one digest, SHA-256.
-    let mut command = hex::decode("80020000004100000182000000").unwrap();
-    command.push(pcr);
-    command.extend(hex::decode("00000009400000090000000000").unwrap());
-    command.extend(hex::decode("00000001000b").unwrap());
-    command.extend([7; 32]);
-    command[5] = u8::try_from(command.len()).unwrap();
-    stream.write_all(&command).unwrap();
-    let mut answer = [0; 19];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(answer[6..10], [0; 4]);
 }
 
 fn fault(result: Result<Zeroizing<Vec<u8>>, HsmError>) -> SealFault {

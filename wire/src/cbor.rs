@@ -257,6 +257,19 @@ impl<'b> Reader<'b> {
         self.item(Decoder::bytes).map(<[u8]>::to_vec)
     }
 
+    /// A byte string of at most `bytes_max` bytes.
+    pub(crate) fn bytes_up_to(
+        &mut self,
+        field: &'static str,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, WireError> {
+        let bytes = self.item(Decoder::bytes)?;
+        if bytes.len() > bytes_max {
+            return Err(WireError::Value { field });
+        }
+        Ok(bytes.to_vec())
+    }
+
     /// A byte string of exactly `N` bytes.
     pub(crate) fn sized<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         let at = self.malformed();

@@ -205,13 +205,20 @@ impl Message for Request {
         let request = Self {
             ticket_id: pairs.required(&[1], |reader| reader.nullable(Reader::sized))?,
             proof: pairs.required(&[2], |reader| reader.nullable(Reader::sized))?,
-            ek_certificates: pairs.required(&[3], |reader| reader.list(Reader::bytes))?,
-            ek: pairs.required(&[4], Reader::bytes)?,
-            ak: pairs.required(&[5], Reader::bytes)?,
-            identity: pairs.required(&[6], Reader::bytes)?,
-            channel: pairs.required(&[7], Reader::bytes)?,
+            ek_certificates: pairs.required(&[3], |reader| {
+                reader.list(|reader| reader.bytes_up_to("EK certificate", CERTIFICATE_BYTES_MAX))
+            })?,
+            ek: pairs.required(&[4], tpm_structure)?,
+            ak: pairs.required(&[5], tpm_structure)?,
+            identity: pairs.required(&[6], tpm_structure)?,
+            channel: pairs.required(&[7], tpm_structure)?,
         };
         pairs.end()?;
+        if request.ek_certificates.len() > CERTIFICATES_MAX {
+            return Err(WireError::Value {
+                field: "number of EK certificates",
+            });
+        }
         Ok(request)
     }
 }
@@ -228,8 +235,8 @@ impl Message for Challenge {
         let mut pairs = reader.map()?;
         let challenge = Self {
             nonce: pairs.required(&[1], Reader::sized)?,
-            credential: pairs.required(&[2], Reader::bytes)?,
-            secret: pairs.required(&[3], Reader::bytes)?,
+            credential: pairs.required(&[2], tpm_structure)?,
+            secret: pairs.required(&[3], tpm_structure)?,
         };
         pairs.end()?;
         Ok(challenge)
@@ -297,11 +304,26 @@ fn write_certified(writer: &mut Writer, (attest, signature): &(Vec<u8>, Vec<u8>)
 
 fn read_certified(reader: &mut Reader<'_>) -> Result<(Vec<u8>, Vec<u8>), WireError> {
     reader.array(2)?;
-    Ok((reader.bytes()?, reader.bytes()?))
+    Ok((tpm_structure(reader)?, tpm_structure(reader)?))
+}
+
+fn tpm_structure(reader: &mut Reader<'_>) -> Result<Vec<u8>, WireError> {
+    reader.bytes_up_to("TPM structure", TPM_STRUCTURE_BYTES_MAX)
 }
 
 /// Longest message: an unknown gateway's session ends after 64 KiB (`protocol.md` 2.3).
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Most endorsement certificates in a [`Request`]: a vendor leaves one and two or three issuers.
+pub const CERTIFICATES_MAX: usize = 16;
+
+/// Longest endorsement certificate: vendors' have 800 to 1,500 bytes, and some are padded to the
+/// size of their NV index.
+pub const CERTIFICATE_BYTES_MAX: usize = 8 * 1024;
+
+/// Longest structure of a TPM. The public area of an RSA-2048 key has 314 bytes, an encrypted secret
+/// 256, an attest with SHA-256 Names 173.
+pub const TPM_STRUCTURE_BYTES_MAX: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -429,6 +451,72 @@ mod tests {
             Request::decode(&long.encode()),
             Err(WireError::Oversized { .. })
         ));
+    }
+
+    #[test]
+    fn every_field_has_a_bound() {
+        let longest = vec![0; TPM_STRUCTURE_BYTES_MAX];
+        let full = Request {
+            ek_certificates: vec![vec![0; 3_000]; CERTIFICATES_MAX],
+            ek: longest.clone(),
+            ak: longest.clone(),
+            identity: longest.clone(),
+            channel: longest.clone(),
+            ..request()
+        };
+        assert_eq!(Request::decode(&full.encode()), Ok(full.clone()));
+        let changes: [fn(&mut Request); 6] = [
+            |request| request.ek_certificates.push(Vec::new()),
+            |request| request.ek_certificates = vec![vec![0; CERTIFICATE_BYTES_MAX + 1]],
+            |request| request.ek.push(0),
+            |request| request.ak.push(0),
+            |request| request.identity.push(0),
+            |request| request.channel.push(0),
+        ];
+        for change in changes {
+            let mut request = full.clone();
+            change(&mut request);
+            let refused = Request::decode(&request.encode());
+            assert!(matches!(refused, Err(WireError::Value { .. })));
+        }
+        let structure = WireError::Value {
+            field: "TPM structure",
+        };
+        let challenge = Challenge {
+            credential: longest.clone(),
+            secret: longest.clone(),
+            ..challenge()
+        };
+        assert_eq!(
+            Challenge::decode(&challenge.encode()),
+            Ok(challenge.clone())
+        );
+        for change in [
+            |challenge: &mut Challenge| challenge.credential.push(0),
+            |challenge: &mut Challenge| challenge.secret.push(0),
+        ] {
+            let mut challenge = challenge.clone();
+            change(&mut challenge);
+            let refused = Challenge::decode(&challenge.encode());
+            assert_eq!(refused, Err(structure));
+        }
+        let evidence = Evidence {
+            activated: [0; 32],
+            identity: (longest.clone(), longest.clone()),
+            channel: (longest.clone(), longest),
+            possession: [0; 64],
+        };
+        assert_eq!(Evidence::decode(&evidence.encode()), Ok(evidence.clone()));
+        for change in [
+            |evidence: &mut Evidence| evidence.identity.0.push(0),
+            |evidence: &mut Evidence| evidence.identity.1.push(0),
+            |evidence: &mut Evidence| evidence.channel.0.push(0),
+            |evidence: &mut Evidence| evidence.channel.1.push(0),
+        ] {
+            let mut evidence = evidence.clone();
+            change(&mut evidence);
+            assert_eq!(Evidence::decode(&evidence.encode()), Err(structure));
+        }
     }
 
     fn request() -> Request {

@@ -20,7 +20,7 @@ CREATE TABLE gateway (
 ) STRICT, WITHOUT ROWID;
 -- A name belongs to one gateway at a time; replaced and revoked ones keep theirs as history.
 CREATE UNIQUE INDEX gateway_name ON gateway (name) WHERE state IN ('enrolled', 'suspended');
--- One TPM is one gateway.
+-- One endorsement key is one gateway; a TPM can have several.
 CREATE UNIQUE INDEX gateway_endorsement ON gateway (endorsement)
     WHERE state IN ('enrolled', 'suspended');
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub(crate) mod authority;
+
 use std::{io, sync::Arc, time::Duration};
 
 use channel::{
@@ -10,6 +12,7 @@ use channel::{
 use cloud::{
     keys::ServiceKeys,
     registry::Registry,
+    roots::EndorsementRoots,
     serve::{self, Service},
     sink::sqlite::SqliteSink,
 };
@@ -44,6 +47,13 @@ impl Cloud {
         Self::start_in(folder, relays, sessions_max).await
     }
 
+    /// One that enrols only TPMs of these vendors.
+    pub(crate) async fn start_trusting(roots: EndorsementRoots) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        ServiceKeys::init(folder.path()).unwrap();
+        Self::start_as(folder, Vec::new(), 100, Some(Arc::new(roots))).await
+    }
+
     /// Cuts the process off wherever it is, and starts another on what is on the disk.
     pub(crate) async fn restart(mut self) -> Self {
         self.serving.abort();
@@ -54,6 +64,15 @@ impl Cloud {
     }
 
     async fn start_in(folder: TempDir, relays: Vec<Address>, sessions_max: usize) -> Self {
+        Self::start_as(folder, relays, sessions_max, None).await
+    }
+
+    async fn start_as(
+        folder: TempDir,
+        relays: Vec<Address>,
+        sessions_max: usize,
+        endorsement_roots: Option<Arc<EndorsementRoots>>,
+    ) -> Self {
         let keys = Arc::new(ServiceKeys::load(folder.path()).unwrap());
         let registry = Arc::new(Registry::open(folder.path()).unwrap());
         let sink = Arc::new(SqliteSink::open(&folder.path().join(READINGS)).unwrap());
@@ -62,6 +81,7 @@ impl Cloud {
             registry: Arc::clone(&registry),
             sink: Arc::clone(&sink),
             sessions_max,
+            endorsement_roots,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

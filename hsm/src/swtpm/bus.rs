@@ -86,13 +86,19 @@ impl Bus {
     /// Ends all alterations and delays.
     pub fn behave(&self) {
         *lock(&self.wires.probe) = Probe::default();
-        self.delay_answers(Duration::ZERO);
+        lock(&self.wires.state).delay = None;
         self.answer_again();
     }
 
     /// Delays each answer from now on.
     pub fn delay_answers(&self, delay: Duration) {
-        lock(&self.wires.state).delay = delay;
+        self.delay_answers_by(move |_| delay);
+    }
+
+    /// Delays each answer from now on as long as `delay` says for the code of its command: a chip
+    /// with its own figures.
+    pub fn delay_answers_by(&self, delay: impl Fn(u32) -> Duration + Send + 'static) {
+        lock(&self.wires.state).delay = Some(Box::new(delay));
         self.wires.changed.notify_all();
     }
 
@@ -126,12 +132,13 @@ struct Wires {
 #[derive(Default)]
 struct WiresState {
     frames: VecDeque<Frame>,
-    delay: Duration,
+    delay: Option<Delay>,
     silent: bool,
     cuts: u32,
     stopped: bool,
 }
 
+type Delay = Box<dyn Fn(u32) -> Duration + Send>;
 type Alter = Box<dyn FnMut(u32, &mut Vec<u8>) + Send>;
 
 #[derive(Default)]
@@ -158,7 +165,7 @@ impl Wires {
         if let Some(alter) = &mut lock(&self.probe).on_answer {
             alter(command_code, &mut answer);
         }
-        self.hold_back()?;
+        self.hold_back(command_code)?;
         Ok(answer)
     }
 
@@ -174,7 +181,7 @@ impl Wires {
     }
 
     /// Waits as the test wants it; an error if the answer is to be lost.
-    fn hold_back(&self) -> io::Result<()> {
+    fn hold_back(&self, command_code: u32) -> io::Result<()> {
         let mut state = lock(&self.state);
         if let Some(left) = state.cuts.checked_sub(1) {
             state.cuts = left;
@@ -185,7 +192,9 @@ impl Wires {
             if state.stopped {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
-            let left = state.delay.saturating_sub(arrived.elapsed());
+            let delay = state.delay.as_ref();
+            let delay = delay.map_or(Duration::ZERO, |delay| delay(command_code));
+            let left = delay.saturating_sub(arrived.elapsed());
             if !state.silent && left.is_zero() {
                 return Ok(());
             }

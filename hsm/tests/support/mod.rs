@@ -2,8 +2,10 @@
 
 #![allow(dead_code, reason = "no test uses all of it")]
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use hsm::swtpm::Swtpm;
@@ -30,21 +32,31 @@ pub(crate) fn keys(tpm: &Swtpm) -> PathBuf {
 
 /// Runs one of tpm2-tools in the TPM's folder and returns what it printed.
 pub(crate) fn tool(tpm: &Swtpm, line: &str) -> String {
-    let mut words = line.split_whitespace();
-    let program = words.next().unwrap();
-    let output = Command::new(program)
-        .args(words)
-        .current_dir(tpm.folder())
-        .env("TPM2TOOLS_TCTI", tpm.tcti())
-        .env("TSS2_LOG", "all+none")
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}; apt install tpm2-tools"));
+    let output = run(tpm, line);
     assert!(
         output.status.success(),
         "{line}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Whether one of tpm2-tools refuses.
+pub(crate) fn fails(tpm: &Swtpm, line: &str) -> bool {
+    !run(tpm, line).status.success()
+}
+
+pub(crate) fn run(tpm: &Swtpm, line: &str) -> Output {
+    let mut words = line.split_whitespace();
+    let program = words.next().unwrap();
+    Command::new(program)
+        .args(words)
+        .current_dir(tpm.folder())
+        .env("TPM2TOOLS_TCTI", tpm.tcti())
+        .env("TPM2OPENSSL_TCTI", tpm.tcti())
+        .env("TSS2_LOG", "all+none")
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; make setup"))
 }
 
 pub(crate) fn file(tpm: &Swtpm, name: &str) -> Vec<u8> {
@@ -71,15 +83,80 @@ pub(crate) fn point(key: &SecretKey) -> [u8; 65] {
 
 /// TPM command codes (TPM 2.0 Part 2, 6.5.2).
 pub(crate) mod command {
+    pub(crate) const EVICT_CONTROL: u32 = 0x120;
+    pub(crate) const NV_DEFINE_SPACE: u32 = 0x12A;
     pub(crate) const CREATE_PRIMARY: u32 = 0x131;
-    pub(crate) const SIGN: u32 = 0x15D;
+    pub(crate) const NV_INCREMENT: u32 = 0x134;
+    pub(crate) const STARTUP: u32 = 0x144;
+    pub(crate) const ACTIVATE_CREDENTIAL: u32 = 0x147;
+    pub(crate) const CERTIFY: u32 = 0x148;
+    pub(crate) const POLICY_NV: u32 = 0x149;
+    pub(crate) const NV_READ: u32 = 0x14E;
+    pub(crate) const POLICY_SECRET: u32 = 0x151;
+    pub(crate) const CREATE: u32 = 0x153;
     pub(crate) const ECDH_ZGEN: u32 = 0x154;
     pub(crate) const LOAD: u32 = 0x157;
     pub(crate) const QUOTE: u32 = 0x158;
+    pub(crate) const SIGN: u32 = 0x15D;
     pub(crate) const UNSEAL: u32 = 0x15E;
-    pub(crate) const NV_INCREMENT: u32 = 0x134;
+    pub(crate) const FLUSH_CONTEXT: u32 = 0x165;
+    pub(crate) const LOAD_EXTERNAL: u32 = 0x167;
+    pub(crate) const NV_READ_PUBLIC: u32 = 0x169;
+    pub(crate) const POLICY_AUTHORIZE: u32 = 0x16A;
+    pub(crate) const POLICY_OR: u32 = 0x171;
     pub(crate) const READ_PUBLIC: u32 = 0x173;
     pub(crate) const START_AUTH_SESSION: u32 = 0x176;
+    pub(crate) const VERIFY_SIGNATURE: u32 = 0x177;
+    pub(crate) const GET_CAPABILITY: u32 = 0x17A;
+    pub(crate) const PCR_READ: u32 = 0x17E;
+    pub(crate) const POLICY_PCR: u32 = 0x17F;
+    pub(crate) const PCR_EXTEND: u32 = 0x182;
+    pub(crate) const POLICY_GET_DIGEST: u32 = 0x189;
+}
+
+/// Cuts the power of a TPM, by its process id.
+pub(crate) fn kill(process: u32) {
+    use nix::sys::signal::{Signal, kill};
+    let process = nix::unistd::Pid::from_raw(process.try_into().unwrap());
+    // It may be gone already.
+    let _ = kill(process, Signal::SIGKILL);
+}
+
+/// What `manifest.json` says.
+pub(crate) fn manifest(tpm: &Swtpm) -> serde_json::Value {
+    let text = std::fs::read(keys(tpm).join("manifest.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+/// Sends a command with authorizations past the bus, as a second program on the machine would;
+/// returns the response code.
+pub(crate) fn send(tpm: &Swtpm, code: u32, body: &[u8]) -> u32 {
+    send_to(&tpm.data_socket(), code, body)
+}
+
+/// As [`send`], while the bus is held.
+pub(crate) fn send_to(socket: &Path, code: u32, body: &[u8]) -> u32 {
+    let length = u32::try_from(10 + body.len()).unwrap();
+    let header = [
+        &[0x80, 0x02],
+        &length.to_be_bytes()[..],
+        &code.to_be_bytes(),
+    ]
+    .concat();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(&[&header, body].concat()).unwrap();
+    let mut answer = [0; 10];
+    stream.read_exact(&mut answer).unwrap();
+    u32::from_be_bytes(*answer.last_chunk().unwrap())
+}
+
+/// Extends a PCR past the bus, so that a test may do it while the bus is held.
+pub(crate) fn extend_on(socket: &Path, pcr: u8) {
+    // An empty password; one digest, SHA-256.
+    let password = hex::decode("00000009400000090000000000").unwrap();
+    let digests = hex::decode("00000001000b").unwrap();
+    let body = [&[0, 0, 0, pcr], &password[..], &digests, &[7; 32]].concat();
+    assert_eq!(send_to(socket, command::PCR_EXTEND, &body), 0);
 }
 
 /// Puts a key into the answer to `TPM2_ReadPublic` of an ECC key.

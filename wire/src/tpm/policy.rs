@@ -7,6 +7,7 @@
 
 use super::cursor::COORDINATE_BYTES;
 use super::pcr::{PcrSelection, PcrValues};
+use super::qualified::sha256_name;
 use super::{ALG_ECC, ALG_NULL, ALG_SHA256, CURVE_P256};
 use crate::mac::hash;
 
@@ -157,7 +158,7 @@ impl PolicyAuthority {
     /// Name of that key.
     #[must_use]
     pub fn key_name(&self) -> [u8; 34] {
-        named(&self.key_public())
+        sha256_name(&[&self.key_public()])
     }
 }
 
@@ -177,7 +178,7 @@ impl CounterLimit {
         public.extend(COUNTER_ATTRIBUTES.to_be_bytes());
         public.extend([0, 0]); // no policy
         public.extend([0, 8]); // size of its value
-        named(&public)
+        sha256_name(&[&public])
     }
 }
 
@@ -185,14 +186,6 @@ impl CounterLimit {
 #[must_use]
 pub fn counter_index(number: u8) -> u32 {
     COUNTER_FIRST + u32::from(number)
-}
-
-fn named(public: &[u8]) -> [u8; 34] {
-    let mut name = [0; 34];
-    let (algorithm, digest) = name.split_at_mut(2);
-    algorithm.copy_from_slice(&ALG_SHA256.to_be_bytes());
-    digest.copy_from_slice(&hash(&[public]));
-    name
 }
 
 // `TPM_CC` (Part 2, 6.5.2).
