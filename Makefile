@@ -1,6 +1,6 @@
 # Table of contents. Everything installs what it needs: `make setup` says what.
 
-.PHONY: help setup build demo test lint unit fuzz-corpus deny clean
+.PHONY: help setup build demo test lint unit bench fuzz-corpus deny clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -26,6 +26,9 @@ unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
 	cargo build --locked --workspace --all-features --bins
 	cargo test --locked --workspace --all-features --no-run
 	timeout --foreground 10m cargo test --locked --workspace --all-features # a test that hangs fails
+
+bench: setup ## what the TPM's protection costs, beside bare commands (2 minutes, half of it building)
+	cargo bench --locked --package hsm --features swtpm --bench tpm
 
 deny: setup ## licences, banned crates and sources of everything linked (installs cargo-deny)
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -5,13 +5,13 @@
 //! *Burst*: calls that follow each other within the 200 ms for which session and key stay in the
 //! TPM. *Cold*: each call starts its session and loads its key, and both are flushed after it.
 //!
-//! What would worry us: a handshake (one key agreement and one signature, cold) above 100 ms of our
-//! own CPU here, since a Cortex-A53 is some five times slower and then sensors wait for it; a
-//! signature in a burst above ten commands' time of a bare one on a chip, that is more than one TPM
-//! command; a ratio that grows from release to release.
+//! What would worry us: more than one TPM command for a signature or a key agreement in a burst,
+//! since a chip takes 25 to 250 ms for each; more than 20 ms of CPU for a cold one, since a
+//! Cortex-A53 takes some five to eight times as long, and a handshake should stay below its quarter
+//! of a second; any figure that grows from release to release.
 //!
-//! swtpm answers faster than any chip, so the ratios of *time* are the worst there are: on a chip a
-//! signature takes 25 to 190 ms, and what we add stays what it is here.
+//! swtpm answers faster than any chip, so the ratios of *time* are the worst there are: what we add
+//! in milliseconds stays, what it is added to grows. `docs/benches.md` keeps the figures.
 
 #![allow(
     clippy::unwrap_used,
