@@ -26,7 +26,6 @@ pub struct Examination {
 
 /// What was found before something stood in the way.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[non_exhaustive]
 pub struct Findings {
     /// What the TPM says about itself; `None` if it could not be asked.
     pub about: Option<About>,
@@ -46,7 +45,6 @@ pub struct Findings {
 
 /// What a TPM says about itself. Nothing authenticates it: for people only.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
 pub struct About {
     /// The vendor's name for the TPM, like `Infineon SLB9670`.
     pub vendor: String,
@@ -130,7 +128,13 @@ impl Engine {
         findings.found_root = connection.found_parent()?.map(|name| name.to_string());
         let keys = match keys {
             Ok(keys) => keys,
-            Err(HsmError::NotProvisioned { .. }) => return Ok(examined),
+            Err(HsmError::NotProvisioned { .. }) => {
+                if findings.found_root.is_some() {
+                    // Better known before keys are to be made under it.
+                    connection.trust_parent(None)?;
+                }
+                return Ok(examined);
+            }
             Err(error) => return Err(error),
         };
         self.ready(&keys)?;
