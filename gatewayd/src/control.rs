@@ -2,6 +2,7 @@
 //!
 //! Whoever may open the socket may look; only root and the daemon's own user may change anything.
 
+mod check;
 mod look;
 
 use std::{
@@ -64,6 +65,8 @@ pub struct Control {
     pub progress: Progress,
     /// One change at a time.
     pub changing: Arc<Mutex<()>>,
+    /// One check at a time: whoever may look must not keep the TPM busy.
+    pub checking: Arc<Mutex<()>>,
 }
 
 /// Makes the socket, for its owner and group only.
@@ -115,6 +118,7 @@ fn router(control: Control) -> Router {
     Router::new()
         .route("/v1/status", get(look::status))
         .route("/v1/readings", get(look::readings))
+        .route("/v1/check", get(check::check))
         .route("/v1/init", post(init))
         .route("/v1/enroll", post(enroll))
         .fallback(not_found)
@@ -253,7 +257,7 @@ async fn not_found() -> Refusal {
     refuse(
         StatusCode::NOT_FOUND,
         "no such path",
-        "this version has /v1/status, /v1/readings, /v1/init and /v1/enroll",
+        "this version has /v1/status, /v1/readings, /v1/check, /v1/init and /v1/enroll",
         SAME_VERSION,
     )
 }
@@ -407,6 +411,8 @@ mod tests {
                 ("POST", "/v1/init", "{\"force\":true}", 422),
                 ("POST", "/v1/init", "{", 400),
                 ("POST", "/v1/enroll", "{\"ticket\":\"gwt1-x\"}", 503),
+                ("GET", "/v1/check?only=tmp", "", 400),
+                ("GET", "/v1/check?skip=tpm", "", 400),
             ] {
                 let (kind, problem) = ask(&socket, method, path, body).await;
                 assert_eq!(kind, "application/problem+json", "{path}");
@@ -455,6 +461,7 @@ mod tests {
             enrolment: EnrolmentFile::in_folder(folder),
             progress: Progress::new(clock.clone()),
             changing: Arc::default(),
+            checking: Arc::default(),
             config: Arc::new(config),
             clock,
             spool,

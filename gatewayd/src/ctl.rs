@@ -2,6 +2,7 @@
 //!
 //! Values go to stdout, prose to stderr.
 
+mod check;
 mod client;
 mod screen;
 
@@ -43,6 +44,17 @@ enum Command {
         /// Show it again every second
         #[arg(long, conflicts_with = "json")]
         watch: bool,
+    },
+    /// Look for what is wrong, and say what to do about it
+    Check {
+        /// Only these areas or checks: `tpm`, `tpm.keys`
+        what: Vec<String>,
+        /// Show what is well too
+        #[arg(long)]
+        all: bool,
+        /// Print one JSON object, with what is well
+        #[arg(long, conflicts_with = "all")]
+        json: bool,
     },
     /// Show readings as they are taken, until Ctrl-C
     Tap {
@@ -101,26 +113,28 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
-async fn obey(cli: Cli, typed: Option<Zeroizing<String>>) -> Result<(), Failure> {
+async fn obey(cli: Cli, typed: Option<Zeroizing<String>>) -> Result<ExitCode, Failure> {
     let client = Client::new(cli.socket);
     match cli.command {
-        Command::Status { json, watch } => status(&client, json, watch).await,
-        Command::Tap { sensor, json } => tap(&client, sensor, json).await,
-        Command::Init { force_new } => init(&client, force_new).await,
+        Command::Status { json, watch } => status(&client, json, watch).await?,
+        Command::Check { what, all, json } => return check::run(&client, &what, all, json).await,
+        Command::Tap { sensor, json } => tap(&client, sensor, json).await?,
+        Command::Init { force_new } => init(&client, force_new).await?,
         Command::Enroll { ticket, service } => {
             let ticket = typed.unwrap_or(Zeroizing::new(ticket));
-            enroll(&client, ticket, service).await
+            enroll(&client, ticket, service).await?;
         }
         Command::Config {
             command: ConfigCommand::Validate { config },
-        } => validate(&config),
+        } => validate(&config)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what went wrong.
-fn end(done: Result<(), Failure>) -> ExitCode {
+fn end(done: Result<ExitCode, Failure>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever read our output has seen enough: `gatewayctl tap | head`.
         Err(Failure::Io(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {

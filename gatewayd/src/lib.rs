@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod board;
+mod check;
 pub mod clock;
 pub mod collect;
 pub mod config;

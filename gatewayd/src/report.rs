@@ -3,10 +3,14 @@
 //! Each object names its schema; fields are added freely, and never renamed, retyped or removed
 //! without a new number. Unknown is `null`; numbers whose name ends in a unit are in that unit.
 
+mod check;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use wire::{Measurement, Reading, Value};
 use zeroize::Zeroizing;
+
+pub use check::{Check, CheckReport, Verdict};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
