@@ -3,6 +3,7 @@
 //! Whoever may open the socket may look; only root and the daemon's own user may change anything.
 
 mod check;
+mod csr;
 mod look;
 
 use std::{
@@ -121,6 +122,7 @@ fn router(control: Control) -> Router {
         .route("/v1/check", get(check::check))
         .route("/v1/init", post(init))
         .route("/v1/enroll", post(enroll))
+        .route("/v1/csr", post(csr::csr))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -257,7 +259,7 @@ async fn not_found() -> Refusal {
     refuse(
         StatusCode::NOT_FOUND,
         "no such path",
-        "this version has /v1/status, /v1/readings, /v1/check, /v1/init and /v1/enroll",
+        "this version has /v1/status, /v1/readings, /v1/check, /v1/init, /v1/enroll and /v1/csr",
         SAME_VERSION,
     )
 }
@@ -411,6 +413,8 @@ mod tests {
                 ("POST", "/v1/init", "{\"force\":true}", 422),
                 ("POST", "/v1/init", "{", 400),
                 ("POST", "/v1/enroll", "{\"ticket\":\"gwt1-x\"}", 503),
+                ("POST", "/v1/csr", "{\"subject\":\"\"}", 400),
+                ("POST", "/v1/csr", "{}", 503),
                 ("GET", "/v1/check?only=tmp", "", 400),
                 ("GET", "/v1/check?skip=tpm", "", 400),
             ] {

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use self::client::{Client, Failure};
 use crate::{
     config::Config,
-    report::{EnrollAnswer, EnrollRequest, InitAnswer, InitRequest, Status},
+    report::{CsrAnswer, CsrRequest, EnrollAnswer, EnrollRequest, InitAnswer, InitRequest, Status},
 };
 
 /// Looks at a gateway and sets it up
@@ -79,6 +79,12 @@ enum Command {
         #[arg(long)]
         service: Option<String>,
     },
+    /// Print a certificate request (PKCS#10, PEM), signed by the identity in the TPM
+    Csr {
+        /// The common name to ask for [default: the gateway's name]
+        #[arg(long, value_name = "CN")]
+        subject: Option<String>,
+    },
     /// Look at the configuration
     Config {
         /// What to do with it
@@ -124,6 +130,7 @@ async fn obey(cli: Cli, typed: Option<Zeroizing<String>>) -> Result<ExitCode, Fa
             let ticket = typed.unwrap_or(Zeroizing::new(ticket));
             enroll(&client, ticket, service).await?;
         }
+        Command::Csr { subject } => csr(&client, subject).await?,
         Command::Config {
             command: ConfigCommand::Validate { config },
         } => validate(&config)?,
@@ -212,6 +219,20 @@ async fn enroll(
         prose,
         "Enrolled as {}. {} batches taken before now are on their way.",
         answer.name, answer.backlog_batches
+    )?;
+    Ok(())
+}
+
+async fn csr(client: &Client, subject: Option<String>) -> Result<(), Failure> {
+    let answer: CsrAnswer = client.post("/v1/csr", &CsrRequest { subject }).await?;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", answer.request.replace("\r\n", "\n"))?;
+    let mut prose = std::io::stderr().lock();
+    writeln!(
+        prose,
+        "For {}, serial number {}.\nNext: give it to your certification authority; what it says: \
+         openssl req -noout -text",
+        answer.subject, answer.gateway
     )?;
     Ok(())
 }

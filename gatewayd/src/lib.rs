@@ -11,6 +11,7 @@ pub mod clock;
 pub mod collect;
 pub mod config;
 pub mod control;
+mod csr;
 pub mod ctl;
 pub mod daemon;
 pub mod enroll;

@@ -201,6 +201,28 @@ pub struct EnrollAnswer {
     pub backlog_batches: u64,
 }
 
+/// Body of `POST /v1/csr`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CsrRequest {
+    /// The common name to ask for; `None`: the gateway's name in the configuration.
+    #[serde(default)]
+    pub subject: Option<String>,
+}
+
+/// Answer to `POST /v1/csr`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CsrAnswer {
+    /// `csr/1`.
+    pub schema: String,
+    /// The request (PKCS#10, PEM).
+    pub request: String,
+    /// The common name in it.
+    pub subject: String,
+    /// The gateway's fingerprint, which is in it as `serialNumber`.
+    pub gateway: String,
+}
+
 /// An error on the control socket (RFC 9457, `application/problem+json`).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Problem {
