@@ -376,6 +376,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whatever_changes_or_signs_asks_who_calls() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = control(folder.path());
+        let stranger = || ConnectInfo(Caller(Some(own_uid() + 1)));
+        let ticket = EnrollRequest {
+            ticket: "gwt1-x".to_owned().into(),
+            service: None,
+        };
+        let refused = [
+            init(State(control.clone()), stranger(), Ok(Json::default()))
+                .await
+                .map(drop),
+            enroll(State(control.clone()), stranger(), Ok(Json(ticket)))
+                .await
+                .map(drop),
+            csr::csr(State(control), stranger(), Ok(Json::default()))
+                .await
+                .map(drop),
+        ];
+        for refusal in refused {
+            assert_eq!(refusal.unwrap_err().0.status, 403);
+        }
+    }
+
+    #[tokio::test]
     async fn a_socket_where_a_daemon_answers_is_left_to_it() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
