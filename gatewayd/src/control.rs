@@ -2,6 +2,8 @@
 //!
 //! Whoever may open the socket may look; only root and the daemon's own user may change anything.
 
+mod check;
+mod csr;
 mod look;
 
 use std::{
@@ -64,6 +66,8 @@ pub struct Control {
     pub progress: Progress,
     /// One change at a time.
     pub changing: Arc<Mutex<()>>,
+    /// One check at a time: whoever may look must not keep the TPM busy.
+    pub checking: Arc<Mutex<()>>,
 }
 
 /// Makes the socket, for its owner and group only.
@@ -115,8 +119,10 @@ fn router(control: Control) -> Router {
     Router::new()
         .route("/v1/status", get(look::status))
         .route("/v1/readings", get(look::readings))
+        .route("/v1/check", get(check::check))
         .route("/v1/init", post(init))
         .route("/v1/enroll", post(enroll))
+        .route("/v1/csr", post(csr::csr))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -253,7 +259,7 @@ async fn not_found() -> Refusal {
     refuse(
         StatusCode::NOT_FOUND,
         "no such path",
-        "this version has /v1/status, /v1/readings, /v1/init and /v1/enroll",
+        "this version has /v1/status, /v1/readings, /v1/check, /v1/init, /v1/enroll and /v1/csr",
         SAME_VERSION,
     )
 }
@@ -370,6 +376,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whatever_changes_or_signs_asks_who_calls() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = control(folder.path());
+        let stranger = || ConnectInfo(Caller(Some(own_uid() + 1)));
+        let ticket = EnrollRequest {
+            ticket: "gwt1-x".to_owned().into(),
+            service: None,
+        };
+        let refused = [
+            init(State(control.clone()), stranger(), Ok(Json::default()))
+                .await
+                .map(drop),
+            enroll(State(control.clone()), stranger(), Ok(Json(ticket)))
+                .await
+                .map(drop),
+            csr::csr(State(control), stranger(), Ok(Json::default()))
+                .await
+                .map(drop),
+        ];
+        for refusal in refused {
+            assert_eq!(refusal.unwrap_err().0.status, 403);
+        }
+    }
+
+    #[tokio::test]
     async fn a_socket_where_a_daemon_answers_is_left_to_it() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("control.sock");
@@ -407,6 +438,10 @@ mod tests {
                 ("POST", "/v1/init", "{\"force\":true}", 422),
                 ("POST", "/v1/init", "{", 400),
                 ("POST", "/v1/enroll", "{\"ticket\":\"gwt1-x\"}", 503),
+                ("POST", "/v1/csr", "{\"subject\":\"\"}", 400),
+                ("POST", "/v1/csr", "{}", 503),
+                ("GET", "/v1/check?only=tmp", "", 400),
+                ("GET", "/v1/check?skip=tpm", "", 400),
             ] {
                 let (kind, problem) = ask(&socket, method, path, body).await;
                 assert_eq!(kind, "application/problem+json", "{path}");
@@ -455,6 +490,7 @@ mod tests {
             enrolment: EnrolmentFile::in_folder(folder),
             progress: Progress::new(clock.clone()),
             changing: Arc::default(),
+            checking: Arc::default(),
             config: Arc::new(config),
             clock,
             spool,

@@ -2,6 +2,7 @@
 //!
 //! Values go to stdout, prose to stderr.
 
+mod check;
 mod client;
 mod screen;
 
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 use self::client::{Client, Failure};
 use crate::{
     config::Config,
-    report::{EnrollAnswer, EnrollRequest, InitAnswer, InitRequest, Status},
+    report::{CsrAnswer, CsrRequest, EnrollAnswer, EnrollRequest, InitAnswer, InitRequest, Status},
 };
 
 /// Looks at a gateway and sets it up
@@ -44,6 +45,17 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         watch: bool,
     },
+    /// Look for what is wrong, and say what to do about it
+    Check {
+        /// Only these areas or checks: `tpm`, `tpm.keys`
+        what: Vec<String>,
+        /// Show what is well too
+        #[arg(long)]
+        all: bool,
+        /// Print one JSON object, with what is well
+        #[arg(long, conflicts_with = "all")]
+        json: bool,
+    },
     /// Show readings as they are taken, until Ctrl-C
     Tap {
         /// Only those of this sensor
@@ -66,6 +78,12 @@ enum Command {
         /// The `[[service]]` it is for, where that is not clear
         #[arg(long)]
         service: Option<String>,
+    },
+    /// Print a certificate request (PKCS#10, PEM), signed by the identity in the TPM
+    Csr {
+        /// The common name to ask for [default: the gateway's name]
+        #[arg(long, value_name = "CN")]
+        subject: Option<String>,
     },
     /// Look at the configuration
     Config {
@@ -101,26 +119,29 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
-async fn obey(cli: Cli, typed: Option<Zeroizing<String>>) -> Result<(), Failure> {
+async fn obey(cli: Cli, typed: Option<Zeroizing<String>>) -> Result<ExitCode, Failure> {
     let client = Client::new(cli.socket);
     match cli.command {
-        Command::Status { json, watch } => status(&client, json, watch).await,
-        Command::Tap { sensor, json } => tap(&client, sensor, json).await,
-        Command::Init { force_new } => init(&client, force_new).await,
+        Command::Status { json, watch } => status(&client, json, watch).await?,
+        Command::Check { what, all, json } => return check::run(&client, &what, all, json).await,
+        Command::Tap { sensor, json } => tap(&client, sensor, json).await?,
+        Command::Init { force_new } => init(&client, force_new).await?,
         Command::Enroll { ticket, service } => {
             let ticket = typed.unwrap_or(Zeroizing::new(ticket));
-            enroll(&client, ticket, service).await
+            enroll(&client, ticket, service).await?;
         }
+        Command::Csr { subject } => csr(&client, subject).await?,
         Command::Config {
             command: ConfigCommand::Validate { config },
-        } => validate(&config),
+        } => validate(&config)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what went wrong.
-fn end(done: Result<(), Failure>) -> ExitCode {
+fn end(done: Result<ExitCode, Failure>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever read our output has seen enough: `gatewayctl tap | head`.
         Err(Failure::Io(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
@@ -198,6 +219,20 @@ async fn enroll(
         prose,
         "Enrolled as {}. {} batches taken before now are on their way.",
         answer.name, answer.backlog_batches
+    )?;
+    Ok(())
+}
+
+async fn csr(client: &Client, subject: Option<String>) -> Result<(), Failure> {
+    let answer: CsrAnswer = client.post("/v1/csr", &CsrRequest { subject }).await?;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", answer.request.replace("\r\n", "\n"))?;
+    let mut prose = std::io::stderr().lock();
+    writeln!(
+        prose,
+        "For {}, serial number {}.\nNext: give it to your certification authority; what it says: \
+         openssl req -noout -text",
+        answer.subject, answer.gateway
     )?;
     Ok(())
 }

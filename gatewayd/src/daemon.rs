@@ -76,6 +76,7 @@ pub async fn run(config: Config, places: Places, stop: CancellationToken) -> any
         enrolment,
         progress,
         changing: Arc::default(),
+        checking: Arc::default(),
     };
     let listener = control::listen(&places.socket)?;
 

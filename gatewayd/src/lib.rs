@@ -6,10 +6,12 @@
 
 pub mod backoff;
 pub mod board;
+mod check;
 pub mod clock;
 pub mod collect;
 pub mod config;
 pub mod control;
+mod csr;
 pub mod ctl;
 pub mod daemon;
 pub mod enroll;

@@ -3,10 +3,14 @@
 //! Each object names its schema; fields are added freely, and never renamed, retyped or removed
 //! without a new number. Unknown is `null`; numbers whose name ends in a unit are in that unit.
 
+mod check;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use wire::{Measurement, Reading, Value};
 use zeroize::Zeroizing;
+
+pub use check::{Check, CheckReport, Verdict};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -195,6 +199,28 @@ pub struct EnrollAnswer {
     pub via: String,
     /// Batches that were recorded before and are on their way.
     pub backlog_batches: u64,
+}
+
+/// Body of `POST /v1/csr`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CsrRequest {
+    /// The common name to ask for; `None`: the gateway's name in the configuration.
+    #[serde(default)]
+    pub subject: Option<String>,
+}
+
+/// Answer to `POST /v1/csr`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CsrAnswer {
+    /// `csr/1`.
+    pub schema: String,
+    /// The request (PKCS#10, PEM).
+    pub request: String,
+    /// The common name in it.
+    pub subject: String,
+    /// The gateway's fingerprint, which is in it as `serialNumber`.
+    pub gateway: String,
 }
 
 /// An error on the control socket (RFC 9457, `application/problem+json`).

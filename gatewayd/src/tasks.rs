@@ -1,8 +1,11 @@
 //! The daemon's tasks: all of them or none.
 
-use std::time::Duration;
+use std::{io, thread, time::Duration};
 
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 /// The daemon's tasks, by name.
@@ -80,6 +83,24 @@ pub async fn finish<T: Send + 'static>(
     tokio::spawn(task).await
 }
 
+/// Does something that blocks on a thread of its own, which does not hold up the daemon's end as a
+/// thread of the runtime's would. The work has a bound of its own, for nothing ends it.
+///
+/// # Errors
+///
+/// If the system has no thread left, or `work` panics.
+pub async fn blocking<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (answer, answered) = oneshot::channel();
+    thread::Builder::new()
+        .name(name.to_owned())
+        // Whoever asked may have gone; then the answer has no use.
+        .spawn(move || drop(answer.send(work())))?;
+    answered.await.map_err(io::Error::other)
+}
+
 /// Turns the end of one task into the fate of the daemon.
 fn judge(end: Result<(String, anyhow::Result<()>), JoinError>, asked: bool) -> anyhow::Result<()> {
     match end {
@@ -137,6 +158,17 @@ mod tests {
         let mut tasks = Tasks::new(CancellationToken::new());
         tasks.spawn("hasty", async { Ok(()) });
         assert!(tasks.run().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn work_that_blocks_holds_up_nobody_and_its_panic_is_an_error() {
+        let (go, wait) = std::sync::mpsc::channel::<u8>();
+        let working = blocking("slow", move || wait.recv().unwrap());
+        let meanwhile = async { go.send(7).unwrap() };
+        let (done, ()) = tokio::join!(working, meanwhile);
+        assert_eq!(done.unwrap(), 7);
+
+        assert!(blocking("broken", || panic!("on purpose")).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]

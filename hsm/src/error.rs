@@ -174,14 +174,18 @@ impl HsmError {
                 "try again; if it stays, read dmesg and check the TPM's wiring"
             }
             Self::NotAPoint => "the peer is broken or hostile: ask its operator",
-            Self::Refused { .. } => "gatewayctl check tpm; then report it with gatewayctl diag",
+            Self::Refused { .. } => {
+                "gatewayctl check tpm; if it stays, report what gatewayctl check tpm --json prints"
+            }
             Self::ForeignIndex { .. } => {
                 "find out which program uses it; if none does: tpm2_nvundefine -C o INDEX"
             }
             Self::Sealed(fault) => fault.advice(),
             Self::KeyFile { source, .. } => source.advice(),
             Self::NoRandomness => "try again once the machine has booted",
-            Self::Stopped => "restart gatewayd and report it with gatewayctl diag",
+            Self::Stopped => {
+                "systemctl restart gatewayd; and report what journalctl -u gatewayd has"
+            }
         }
     }
 }

@@ -28,7 +28,6 @@ pub struct Examination {
 
 /// What was found before something stood in the way.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[non_exhaustive]
 pub struct Findings {
     /// What the TPM says about itself; `None` if it could not be asked.
     pub about: Option<About>,
@@ -53,7 +52,6 @@ pub struct Findings {
 
 /// What a TPM says about itself. Nothing authenticates it: for people only.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
 pub struct About {
     /// The vendor's name for the TPM, like `Infineon SLB9670`.
     pub vendor: String,
@@ -108,14 +106,21 @@ pub struct Latency {
 impl Engine {
     /// Looks at everything, as far as it gets.
     pub(crate) fn look(&mut self) -> (Findings, Result<Examined, HsmError>) {
-        let mut findings = Findings::default();
-        let examined = self.look_at(&mut findings);
-        let examined = examined.map_err(|mut error| {
-            self.after_failure(&mut error);
-            error
-        });
+        let (mut findings, mut examined) = self.look_once();
+        if matches!(examined, Err(HsmError::TpmReset)) {
+            (findings, examined) = self.look_once();
+        }
         if matches!(examined, Err(HsmError::KeyNotOfThisTpm)) {
             findings.change = Some(self.change());
+        }
+        (findings, examined)
+    }
+
+    fn look_once(&mut self) -> (Findings, Result<Examined, HsmError>) {
+        let mut findings = Findings::default();
+        let mut examined = self.look_at(&mut findings);
+        if let Err(error) = &mut examined {
+            self.after_failure(error);
         }
         (findings, examined)
     }
@@ -137,7 +142,13 @@ impl Engine {
         findings.found_root = connection.found_parent()?.map(|name| name.to_string());
         let keys = match keys {
             Ok(keys) => keys,
-            Err(HsmError::NotProvisioned { .. }) => return Ok(examined),
+            Err(HsmError::NotProvisioned { .. }) => {
+                if findings.found_root.is_some() {
+                    // Better known before keys are to be made under it.
+                    connection.trust_parent(None)?;
+                }
+                return Ok(examined);
+            }
             Err(error) => return Err(error),
         };
         self.ready(&keys)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::counters::Counters;
 use crate::error::HsmError;
 
-/// How the TPM is, and what happened since [`Hsm::start`].
+/// How the TPM is, and what happened since [`Hsm::start`](crate::Hsm::start).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Health {

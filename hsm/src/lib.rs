@@ -6,6 +6,9 @@
 //! only blobs that no other TPM loads (TSS2 PEM files, which OpenSSL's `tpm2` provider and
 //! tpm2-tools read) and `manifest.json`, which pins the Names of the keys and of their parent.
 //!
+//! Beside them: evidence (certification, quotes, activation by the endorsement key), secrets sealed
+//! for an authority that signs boot states, monotonic counters, and an [`Examination`] for people.
+//!
 //! # The bus is not trusted
 //!
 //! Between this process and the TPM chip run wires. Every command that carries a secret or makes
@@ -14,8 +17,13 @@
 //! pinned one. (An unsalted session encrypts with a key that whoever watches the bus can compute.)
 //! The pin is set at the first provisioning: who controls the bus at that moment, controls the pin.
 //!
+//! What needs no session gets none: asking for capabilities, PCRs and public areas, which are checked
+//! otherwise or are for people only; making the root key, before there is one to salt to; and the
+//! steps of a policy, which in the end fits or does not.
+//!
 //! An answer that does not authenticate is [`HsmError::Tampered`]; the connection is then thrown
-//! away and the next call makes a new one. [`Health`] counts both.
+//! away and the next call makes a new one. [`Health`] counts both. A refusal is never authenticated:
+//! whoever is on the bus can make any call fail.
 //!
 //! # Logs of the C library
 //!

@@ -33,7 +33,7 @@ use wire::tpm::{CounterLimit, PcrSelection, PolicyAuthority, PolicyDigest, Signe
 use zeroize::Zeroizing;
 
 #[tokio::test]
-async fn a_key_agreement() {
+async fn a_key_agreement_survives_every_altered_answer() {
     let site = Site::start().await;
     let channel = p256::PublicKey::from_sec1_bytes(&site.public.channel).unwrap();
     let peer = secret_key(1);
@@ -55,7 +55,7 @@ async fn a_key_agreement() {
 }
 
 #[tokio::test]
-async fn a_signature() {
+async fn a_signature_survives_every_altered_answer() {
     let site = Site::start().await;
     let identity = VerifyingKey::from_sec1_bytes(&site.public.identity).unwrap();
     let call = async |handle: &Hsm| {
@@ -68,7 +68,7 @@ async fn a_signature() {
 }
 
 #[tokio::test]
-async fn a_certification_and_a_quote() {
+async fn a_certification_and_a_quote_survive_every_altered_answer() {
     let site = Site::start().await;
     let area = &site.public.attestation_public;
     let (x, y) = (area.len() - 66, area.len() - 32);
@@ -99,7 +99,7 @@ async fn a_certification_and_a_quote() {
 }
 
 #[tokio::test]
-async fn an_activated_credential() {
+async fn an_activated_credential_survives_every_altered_answer() {
     let site = Site::start().await;
     let (credential, secret) = make_credential(&site.tpm, "attestation", b"of the credential");
     tool(&site.tpm, "tpm2_flushcontext -t");
@@ -128,7 +128,7 @@ async fn an_activated_credential() {
 }
 
 #[tokio::test]
-async fn the_certificates_of_the_endorsement_key() {
+async fn the_certificates_of_the_endorsement_key_survive_every_altered_answer() {
     let site = Site::start().await;
     let certificate = [vec![0x30, 0x82, 0x01, 0x00], vec![7; 256]].concat();
     std::fs::write(site.tpm.folder().join("nv.bin"), &certificate).unwrap();
@@ -152,7 +152,7 @@ async fn the_certificates_of_the_endorsement_key() {
 }
 
 #[tokio::test]
-async fn a_counter() {
+async fn a_counter_survives_every_altered_answer() {
     let site = Site::start().await;
     let last = AtomicUsize::new(0);
     let call = async |handle: &Hsm| {
@@ -175,7 +175,7 @@ async fn a_counter() {
 }
 
 #[tokio::test]
-async fn a_sealed_secret() {
+async fn a_sealed_secret_survives_every_altered_answer() {
     let site = Site::start().await;
     let key = SigningKey::from(secret_key(9));
     let point = point(&secret_key(9));
@@ -233,7 +233,7 @@ async fn a_sealed_secret() {
 }
 
 #[tokio::test]
-async fn a_root_key_made_anew() {
+async fn a_root_key_made_anew_survives_every_altered_answer() {
     let site = Site::start().await;
     let tpm = &site.tpm;
     let call = async |handle: &Hsm| {
@@ -246,7 +246,7 @@ async fn a_root_key_made_anew() {
 }
 
 #[tokio::test]
-async fn the_first_root_key() {
+async fn the_first_root_key_is_pinned_right_or_not_at_all() {
     let site = Site::start().await;
     let tpm = &site.tpm;
     let root = support::manifest(tpm)["parent"].clone();
@@ -272,7 +272,7 @@ async fn the_first_root_key() {
 }
 
 #[tokio::test]
-async fn a_start_of_the_tpm() {
+async fn a_start_of_the_tpm_survives_every_altered_answer() {
     let site = Site::start().await;
     let control = site.tpm.control_socket();
     let reset = format!("swtpm_ioctl --unix {} -i", control.display());
