@@ -25,7 +25,7 @@ lint: setup ## format, clippy, documentation, and that the house stands as drawn
 unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
 	cargo build --locked --workspace --all-features --bins
 	cargo test --locked --workspace --all-features --no-run
-	timeout --foreground 10m cargo test --locked --workspace --all-features # a test that hangs fails
+	timeout --foreground 20m cargo test --locked --workspace --all-features # a test that hangs fails
 
 bench: setup ## what the TPM's protection costs, beside bare commands (2 minutes, half of it building)
 	cargo bench --locked --package hsm --features swtpm --bench tpm
