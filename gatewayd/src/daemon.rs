@@ -224,6 +224,8 @@ async fn follow(
             gateway.send_replace(Some(fingerprint));
         }
         tokio::select! {
+            // First: whoever stops too may be gone already, which is no failure then.
+            biased;
             () = stop.cancelled() => return Ok(()),
             changed = identity.changed() => changed?,
         }

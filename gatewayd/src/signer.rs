@@ -52,6 +52,8 @@ pub async fn run(
         };
         // All of these may be dropped and asked again.
         tokio::select! {
+            // First: whoever stops too may be gone already, which is no failure then.
+            biased;
             () = stop.cancelled() => return Ok(()),
             changed = changed.changed(), if pause.is_none() => changed?,
             changed = identity.changed() => changed?,
@@ -166,6 +168,23 @@ mod tests {
             panic!("it is kept");
         };
         assert!(Header::verify(&left, &key, &service()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_no_failure_although_others_are_gone_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = open_spool(folder.path());
+        for _ in 0..64 {
+            let slot = watch::Sender::new(None);
+            let stop = CancellationToken::new();
+            let running = run(spool.clone(), RUN, slot.subscribe(), stop.clone());
+            let stopping = async move {
+                stop.cancel();
+                drop(slot);
+            };
+            let (ended, ()) = tokio::join!(running, stopping);
+            ended.unwrap();
+        }
     }
 
     async fn open(spool: &Spool, class: Class, gateway: Fingerprint, run_id: [u8; 16]) -> [u8; 32] {
