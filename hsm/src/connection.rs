@@ -13,22 +13,22 @@ use tss_esapi::constants::tss::{
     TPM2_LOADED_SESSION_FIRST, TPM2_RH_NULL, TPM2_ST_HASHCHECK, TPM2_TRANSIENT_FIRST,
 };
 use tss_esapi::constants::{CapabilityType, SessionType, StartupType};
-use tss_esapi::handles::{KeyHandle, PersistentTpmHandle, TpmHandle};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Attest, CapabilityData, Data, Digest, EccPoint, HashcheckTicket, Private, Public as TpmtPublic,
-    SensitiveData, Signature, SignatureScheme,
+    Attest, CapabilityData, CreationData, Data, Digest, EccPoint, HashcheckTicket, Private,
+    Public as TpmtPublic, SensitiveData, Signature, SignatureScheme,
 };
-use tss_esapi::tss2_esys::TPMT_TK_HASHCHECK;
+use tss_esapi::tss2_esys::{TPMS_CREATION_DATA, TPMT_TK_HASHCHECK};
 
 use crate::config::Tpm;
 use crate::error::HsmError;
 use crate::files::{Keyring, StoredKey};
 use crate::owner::Office;
-use crate::response::{During, Operation};
+use crate::response::{During, INTEGRITY, Operation};
 use crate::templates::{Key, Name, check_parent, parent_template};
 
 pub(crate) struct Connection {
@@ -157,6 +157,7 @@ impl Connection {
         let made = self.in_session(Operation::Create, |context| {
             context.create(parent, template, None, None, None, None)
         })?;
+        self.check_made_under_parent(made.creation_data)?;
         Ok(StoredKey {
             public: made.out_public,
             private: made.out_private,
@@ -173,7 +174,21 @@ impl Connection {
         let made = self.in_session(Operation::Seal, |context| {
             context.create(parent, template, None, Some(secret), None, None)
         })?;
+        self.check_made_under_parent(made.creation_data)?;
         Ok((made.out_public, made.out_private))
+    }
+
+    /// The library authorizes by the Name that came with the parent's public area; whoever is on the
+    /// bus could lead us to another parent. Under which one the TPM made an object its authenticated
+    /// answer says.
+    fn check_made_under_parent(&self, made: CreationData) -> Result<(), HsmError> {
+        let (_, trusted) = self.parent.ok_or(HsmError::KeyNotOfThisTpm)?;
+        let parent = TPMS_CREATION_DATA::from(made).parentName;
+        if parent.name.get(..parent.size.into()) == Some(trusted.as_bytes().as_slice()) {
+            Ok(())
+        } else {
+            Err(HsmError::Tampered)
+        }
     }
 
     /// Loads a key, unless the burst has it loaded already, in place of the one before.
@@ -185,18 +200,26 @@ impl Connection {
             self.loaded = None;
             self.flush(handle)?;
         }
-        let handle = self.load_beside(keys.key(key))?;
+        let handle = self.load_beside(keys, key)?;
         self.loaded = Some((key, handle));
         Ok(handle)
     }
 
     /// Loads a key next to the burst's; the caller flushes it.
-    pub(crate) fn load_beside(&mut self, key: &StoredKey) -> Result<KeyHandle, HsmError> {
+    pub(crate) fn load_beside(&mut self, keys: &Keyring, key: Key) -> Result<KeyHandle, HsmError> {
         let parent = self.parent()?;
-        let (private, public) = (key.private.clone(), key.public.clone());
+        let stored = keys.key(key);
+        let (private, public) = (stored.private.clone(), stored.public.clone());
         // The library compares the loaded key's Name with that of `public`.
-        self.in_session(Operation::Load, |context| {
+        let loaded = self.in_session(Operation::Load, |context| {
             context.load(parent, private, public)
+        });
+        loaded.map_err(|error| {
+            if error.is_refusal(INTEGRITY) {
+                HsmError::KeyDamaged { file: key.file() }
+            } else {
+                error
+            }
         })
     }
 
@@ -299,8 +322,8 @@ impl Connection {
 
     /// Flushes sessions and keys that a broken connection could not.
     ///
-    /// Behind the kernel's resource manager a new connection sees nothing of others. Without one
-    /// nobody else is at work: `/dev/tpm0` opens once, and a software TPM is ours alone.
+    /// Behind the kernel's resource manager a new connection sees no keys of others, and can flush no
+    /// session of theirs. Without one nobody else is at work: `/dev/tpm0` opens once, and a software TPM is ours alone.
     fn sweep(&mut self) -> Result<(), HsmError> {
         for first in [TPM2_LOADED_SESSION_FIRST, TPM2_TRANSIENT_FIRST] {
             for handle in self.handles(first, SWEPT_MAX)? {
@@ -316,6 +339,22 @@ impl Connection {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Connection {
+    /// The library flushes what is open when its context goes. A thread that was replaced must not:
+    /// without a resource manager the handles may be its successor's by now.
+    fn drop(&mut self) {
+        if !self.office.is_left() {
+            return;
+        }
+        let session = self.session.take().map(SessionHandle::from);
+        let key = self.loaded.take().map(|(_, handle)| handle);
+        let left = [session.map(ObjectHandle::from), key.map(ObjectHandle::from)];
+        for mut handle in left.into_iter().flatten() {
+            let _ = self.context.tr_close(&mut handle);
+        }
     }
 }
 

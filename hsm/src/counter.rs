@@ -3,12 +3,12 @@
 
 use tss_esapi::attributes::NvIndexAttributesBuilder;
 use tss_esapi::constants::NvIndexType;
-use tss_esapi::handles::{NvIndexHandle, NvIndexTpmHandle, TpmHandle};
+use tss_esapi::handles::{NvIndexHandle, NvIndexTpmHandle, ObjectHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::resource_handles::{NvAuth, Provision};
 use tss_esapi::structures::{NvPublic, NvPublicBuilder};
 
-use wire::tpm::counter_index;
+use wire::tpm::{counter_index, counter_name};
 
 use crate::connection::Connection;
 use crate::engine::Engine;
@@ -39,7 +39,7 @@ impl Engine {
             self.abandon_connection();
             // What matters is whether it took place, and only the counter itself can say.
             let value = self.ready(&keys)?.counter(number)?;
-            if value == before {
+            if value <= before {
                 return Err(error);
             }
             self.after_failure(&mut error);
@@ -57,29 +57,21 @@ impl Connection {
     /// Reads a counter, and makes it first if it is not there.
     fn counter(&mut self, number: u8) -> Result<u64, HsmError> {
         let index = NvIndexTpmHandle::new(counter_index(number)).during(Operation::Counter)?;
-        let fresh = public(index, false)?;
         let there = self.handles(index.into(), 1)?;
         if !there.contains(&TpmHandle::NvIndex(index)) {
-            let defined = self.in_session(Operation::Counter, |context| {
+            let fresh = public(index, false)?;
+            let defined = self.in_session(Operation::Define, |context| {
                 context.nv_define_space(Provision::Owner, None, fresh)
             })?;
             // Until its first increment a counter has no value (TPM 2.0 Part 3, 31.8).
             return self.with_value(defined);
         }
-        let mut object = self.in_the_open(Operation::Counter, |context| {
-            context.tr_from_tpm_public(TpmHandle::NvIndex(index))
-        })?;
+        let (mut object, written) = self.find_counter(number, index)?;
         let handle = NvIndexHandle::from(object);
-        let (found, _) =
-            self.in_the_open(Operation::Counter, |context| context.nv_read_public(handle))?;
-        let value = if found == public(index, true)? {
+        let value = if written {
             self.value(handle)?
-        } else if found == fresh {
-            self.with_value(handle)?
         } else {
-            return Err(HsmError::ForeignIndex {
-                index: index.into(),
-            });
+            self.with_value(handle)?
         };
         self.in_the_open(Operation::Counter, |context| context.tr_close(&mut object))?;
         Ok(value)
@@ -87,11 +79,39 @@ impl Connection {
 
     fn add_one(&mut self, number: u8) -> Result<(), HsmError> {
         let index = NvIndexTpmHandle::new(counter_index(number)).during(Operation::Counter)?;
-        let mut object = self.in_the_open(Operation::Counter, |context| {
-            context.tr_from_tpm_public(TpmHandle::NvIndex(index))
-        })?;
+        let (mut object, _) = self.find_counter(number, index)?;
         self.raise(NvIndexHandle::from(object))?;
         self.in_the_open(Operation::Counter, |context| context.tr_close(&mut object))
+    }
+
+    /// Takes an NV index for a counter of ours, if it is; and whether it has a value.
+    ///
+    /// The library authorizes by the Name that comes with the answer, and computes none of its own:
+    /// whoever is on the bus could lead us to another index. So that Name must be our counter's.
+    fn find_counter(
+        &mut self,
+        number: u8,
+        index: NvIndexTpmHandle,
+    ) -> Result<(ObjectHandle, bool), HsmError> {
+        let object = self.in_the_open(Operation::Counter, |context| {
+            context.tr_from_tpm_public(TpmHandle::NvIndex(index))
+        })?;
+        let (found, name) = self.in_the_open(Operation::Counter, |context| {
+            context.nv_read_public(NvIndexHandle::from(object))
+        })?;
+        let written = if found == public(index, true)? {
+            true
+        } else if found == public(index, false)? {
+            false
+        } else {
+            return Err(HsmError::ForeignIndex {
+                index: index.into(),
+            });
+        };
+        if name.value() != counter_name(number, written) {
+            return Err(HsmError::Tampered);
+        }
+        Ok((object, written))
     }
 
     /// Gives a new counter its first value.

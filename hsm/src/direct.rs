@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Tpm;
 use crate::error::HsmError;
+use crate::owner::Office;
 use crate::response::{Operation, of_number};
 use command::{Answer, Command};
 pub(crate) use session::PolicySession;
@@ -25,6 +26,8 @@ pub(crate) use session::PolicySession;
 /// A connection of our own.
 pub(crate) struct Direct {
     stream: Box<dyn ReadWrite + Send>,
+    /// The right to use it.
+    office: Office,
 }
 
 trait ReadWrite: Read + Write {}
@@ -37,7 +40,7 @@ pub(crate) struct Ticket(Vec<u8>);
 impl Direct {
     /// Opens the TPM. It must have been started up, and nobody else may talk with it now, unless a
     /// resource manager stands between.
-    pub(crate) fn open(tpm: &Tpm) -> Result<Self, HsmError> {
+    pub(crate) fn open(tpm: &Tpm, office: Office) -> Result<Self, HsmError> {
         let stream: io::Result<Box<dyn ReadWrite + Send>> = match tpm {
             Tpm::Device(path) => OpenOptions::new()
                 .read(true)
@@ -48,7 +51,7 @@ impl Direct {
                 .and_then(|stream| stream.set_nodelay(true).map(|()| Box::new(stream) as _)),
         };
         let stream = stream.map_err(|_| HsmError::Transport)?;
-        Ok(Self { stream })
+        Ok(Self { stream, office })
     }
 
     /// Public area of the key at a handle, as the answer says it.
@@ -116,6 +119,20 @@ impl Direct {
             .sized(&[])
             .bytes(&pcrs.to_bytes());
         self.run(&command, Operation::Unseal).map(drop)
+    }
+
+    /// Name of an NV index, as the answer says it; `None` if there is no such index.
+    pub(crate) fn index_name(&mut self, index: u32) -> Result<Option<Vec<u8>>, HsmError> {
+        let answer = self.ask(&Command::new(CC_NV_READ_PUBLIC).handle(index))?;
+        match answer.code() {
+            0 => {
+                let mut content = answer.content();
+                content.sized()?;
+                content.sized().map(|name| Some(name.to_vec()))
+            }
+            RC_NO_SUCH_HANDLE => Ok(None),
+            code => Err(of_number(Operation::Unseal, code)),
+        }
     }
 
     /// Demands of the session that a counter is at most at its limit.
@@ -189,6 +206,17 @@ impl Direct {
     }
 
     fn run(&mut self, command: &Command, operation: Operation) -> Result<Answer, HsmError> {
+        let answer = self.ask(command)?;
+        match answer.code() {
+            0 => Ok(answer),
+            code => Err(of_number(operation, code)),
+        }
+    }
+
+    fn ask(&mut self, command: &Command) -> Result<Answer, HsmError> {
+        if self.office.is_left() {
+            return Err(HsmError::Busy);
+        }
         let answer = self.exchange(&command.to_bytes()).map_err(|error| {
             if error.kind() == io::ErrorKind::InvalidData {
                 HsmError::Tampered
@@ -196,11 +224,7 @@ impl Direct {
                 HsmError::Transport
             }
         })?;
-        let answer = Answer::parse(answer)?;
-        match answer.code() {
-            0 => Ok(answer),
-            code => Err(of_number(operation, code)),
-        }
+        Answer::parse(answer)
     }
 
     /// Sends one command and reads one answer; it ends the thread's wait when the TPM does.
@@ -236,12 +260,16 @@ const CC_LOAD: u32 = 0x157;
 const CC_UNSEAL: u32 = 0x15E;
 const CC_FLUSH_CONTEXT: u32 = 0x165;
 const CC_LOAD_EXTERNAL: u32 = 0x167;
+const CC_NV_READ_PUBLIC: u32 = 0x169;
 const CC_POLICY_AUTHORIZE: u32 = 0x16A;
 const CC_READ_PUBLIC: u32 = 0x173;
 const CC_VERIFY_SIGNATURE: u32 = 0x177;
 const CC_POLICY_PCR: u32 = 0x17F;
 const CC_POLICY_RESTART: u32 = 0x180;
 const CC_POLICY_GET_DIGEST: u32 = 0x189;
+
+/// `TPM_RC_HANDLE` about the first handle (Part 2, 6.6.3).
+const RC_NO_SUCH_HANDLE: u32 = 0x18B;
 
 // `TPM_ALG_ID` (Part 2, 6.3).
 const ALG_SHA256: u16 = 0x000B;

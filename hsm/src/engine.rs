@@ -16,6 +16,7 @@ use crate::files::{self, Keyring};
 use crate::handle::{CertifyKey, Public};
 use crate::health::Examined;
 use crate::owner::{Office, Shared};
+use crate::queue::Rank;
 use crate::response::{During, Operation};
 use crate::templates::{Key, Name, left_padded, point_of};
 
@@ -43,12 +44,12 @@ impl Engine {
     /// failure the connection is thrown away, with whatever session and keys it left in the TPM.
     pub(crate) fn attempt<T>(
         &mut self,
-        give_up: Instant,
+        (rank, give_up): (Rank, Instant),
         work: &mut impl FnMut(&mut Self) -> Result<T, HsmError>,
     ) -> Result<T, HsmError> {
         let started = Instant::now();
         let mut pause = PAUSE_MIN;
-        let mut reset = false;
+        let mut repeated = false;
         let result = loop {
             let mut result = work(self);
             let Err(error) = &mut result else {
@@ -57,10 +58,11 @@ impl Engine {
             self.after_failure(error);
             if self.office.is_left() {
                 break result;
-            } else if matches!(error, HsmError::TpmReset) && !reset {
-                reset = true;
+            } else if self.is_worth_repeating(error) && !repeated {
+                repeated = true;
             } else if matches!(error, HsmError::Busy) && Instant::now() + pause < give_up {
-                std::thread::sleep(pause);
+                let (shared, office) = (Arc::clone(&self.shared), self.office.clone());
+                shared.pause(rank, pause, (&office, self));
                 pause = (pause * 2).min(PAUSE_MAX);
             } else {
                 break result;
@@ -70,6 +72,15 @@ impl Engine {
             .counters
             .add_operation(result.is_err(), started.elapsed());
         result
+    }
+
+    /// Whether a fresh connection may do better at once.
+    ///
+    /// Linux's resource manager tells of a reset, and of handles that are gone with it, by an error of
+    /// the device and not by a code of the TPM's (`drivers/char/tpm/tpm2-space.c`).
+    fn is_worth_repeating(&self, error: &HsmError) -> bool {
+        let is_device = matches!(self.tpm(), Tpm::Device(_));
+        matches!(error, HsmError::TpmReset) || (is_device && matches!(error, HsmError::Transport))
     }
 
     /// Ends the present burst of work.
@@ -143,7 +154,7 @@ impl Engine {
         let keys = self.keys()?;
         let connection = self.ready(&keys)?;
         let certified = connection.load(&keys, key)?;
-        let attestation = connection.load_beside(&keys.attestation)?;
+        let attestation = connection.load_beside(&keys, Key::Attestation)?;
         let (attest, signature) = connection.certify(certified, attestation, qualifying)?;
         connection.flush(attestation)?;
         Ok((
@@ -250,6 +261,11 @@ impl Engine {
     /// Lets go of the TPM.
     pub(crate) fn disconnect(&mut self) {
         self.connection = None;
+    }
+
+    /// The right to talk with the TPM.
+    pub(crate) fn office(&self) -> &Office {
+        &self.office
     }
 
     /// Where the TPM is.

@@ -103,6 +103,17 @@ pub enum HsmError {
         refusal: Refusal,
     },
 
+    /// The storage root key is the right one, and a key file does not load under it.
+    #[error("the key file {file} is damaged, or another TPM's")]
+    KeyDamaged {
+        /// The file's name.
+        file: &'static str,
+    },
+
+    /// The firmware has the TPM keep no measurements with SHA-256.
+    #[error("the TPM keeps no measurements with SHA-256 in these PCRs")]
+    NoPcrBank,
+
     /// Something else is where one of our counters belongs.
     #[error("the TPM's NV index {index:#010x} is taken by something that is not our counter")]
     ForeignIndex {
@@ -177,6 +188,10 @@ impl HsmError {
             Self::Refused { .. } => {
                 "gatewayctl check tpm; if it stays, report what gatewayctl check tpm --json prints"
             }
+            Self::KeyDamaged { .. } => KeyFileError::OtherKey.advice(),
+            Self::NoPcrBank => {
+                "switch the SHA-256 bank on in the firmware, or tpm2_pcrallocate sha256:all"
+            }
             Self::ForeignIndex { .. } => {
                 "find out which program uses it; if none does: tpm2_nvundefine -C o INDEX"
             }
@@ -203,6 +218,12 @@ pub enum SealFault {
     /// It was sealed for another authority.
     #[error("it was sealed for another authority")]
     OtherAuthority,
+    /// The counter that limits the policy is not in this TPM.
+    #[error("the counter that its policy ends with is not in this TPM")]
+    NoCounter,
+    /// The authority's key is no point of P-256.
+    #[error("the authority's public key is not a point of P-256")]
+    NotAKey,
     /// The secret is longer than what a TPM seals.
     #[error("it would be longer than the 128 bytes that a TPM seals")]
     TooLong,
@@ -219,6 +240,8 @@ impl SealFault {
             }
             Self::Withdrawn => "get a policy of the present generation signed",
             Self::OtherAuthority => "name the authority, key and word, that it was sealed for",
+            Self::NoCounter => "get a policy signed for a counter of this gateway",
+            Self::NotAKey => "check the authority's public key",
             Self::TooLong => "seal a key, and encrypt the rest with it",
             Self::Damaged => "seal the secret anew",
         }

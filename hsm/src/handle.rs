@@ -231,6 +231,9 @@ impl Hsm {
     /// Seals a secret, at most 128 bytes, so that only this TPM opens it, and only in a state that
     /// `authority` has signed. Returns a TSS2 PEM file.
     ///
+    /// Who sealed it nobody can tell later, and whoever is on the bus can play a signed boot to the
+    /// TPM: what the secret opens must be authenticated by itself.
+    ///
     /// # Errors
     ///
     /// [`HsmError::Sealed`] if it is too long; any other but [`HsmError::NotAPoint`].

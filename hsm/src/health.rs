@@ -79,7 +79,12 @@ impl TpmState {
         match problem {
             None if examined.locked_out => Self::LockedOut,
             // No keys is no fault of the TPM's, and neither is a damaged file.
-            None | Some(HsmError::NotProvisioned { .. } | HsmError::KeyFile { .. }) => Self::Ok,
+            None
+            | Some(
+                HsmError::NotProvisioned { .. }
+                | HsmError::KeyFile { .. }
+                | HsmError::KeyDamaged { .. },
+            ) => Self::Ok,
             Some(HsmError::Lockout { .. }) => Self::LockedOut,
             Some(HsmError::Busy | HsmError::Timeout { .. }) => Self::Busy,
             Some(HsmError::Denied { .. } | HsmError::Held { .. } | HsmError::OwnerPassword(_)) => {
@@ -96,6 +101,7 @@ impl TpmState {
                 | HsmError::NotAPoint
                 | HsmError::Refused { .. }
                 | HsmError::ForeignIndex { .. }
+                | HsmError::NoPcrBank
                 | HsmError::Sealed(_)
                 | HsmError::NoRandomness
                 | HsmError::Stopped,

@@ -1,5 +1,6 @@
 //! The thread that owns the TPM, and what replaces it when the TPM does not let it go.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +26,12 @@ impl Drop for Owner {
     }
 }
 
-type Job = Box<dyn FnOnce(&mut Engine) + Send>;
+/// A call on its way.
+struct Job {
+    /// When its caller stops waiting.
+    give_up: Instant,
+    run: Box<dyn FnOnce(&mut Engine) + Send>,
+}
 
 impl Owner {
     pub(crate) fn start(config: HsmConfig) -> Self {
@@ -35,8 +41,7 @@ impl Owner {
             tenure: Tenure::default(),
             counters: Counters::default(),
         });
-        let office = lock(&shared.tenure.0).office.clone();
-        spawn(&shared, office);
+        lock(&shared.tenure.0).fill(&shared);
         Self { shared }
     }
 
@@ -87,52 +92,38 @@ impl Owner {
         let caller = Arc::new(());
         let waits = Arc::downgrade(&caller);
         let give_up = Instant::now() + limit;
-        let job: Job = Box::new(move |engine| {
+        let run = Box::new(move |engine: &mut Engine| {
             if waits.strong_count() != 0 {
-                answer(engine.attempt(give_up, &mut work));
+                answer(engine.attempt((rank, give_up), &mut work));
             }
         });
-        let put = self.shared.waiting.put(rank, job);
+        let put = self.shared.waiting.put(rank, Job { give_up, run });
         put.map(|()| caller).map_err(|error| match error {
             NotTaken::Full => HsmError::Busy,
             NotTaken::Closed => HsmError::Stopped,
         })
     }
 
+    /// What a caller is told who waited in vain. If the thread sits in a call whose time is over,
+    /// another one takes its place.
     fn late(&self, limit: Duration) -> HsmError {
-        self.replace_if_stuck(limit);
+        // While files are being written the thread is not stuck in the TPM.
+        if let Ok(mut tenure) = self.shared.tenure.0.try_lock() {
+            if tenure.is_stuck() {
+                tenure.abandon();
+                self.shared.counters.add_reconnect();
+                tracing::warn!(
+                    abandoned = tenure.abandoned,
+                    "the TPM holds an operation for too long; starting on a new connection"
+                );
+            }
+            tenure.fill(&self.shared);
+        }
         HsmError::Timeout { after: limit }
     }
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.shared.counters
-    }
-
-    /// Starts a new thread if the present one sits in a single operation.
-    ///
-    /// "Sits" is half of the limit that just passed: the rest may have gone by in the queue. To
-    /// replace a thread that was merely slow does no harm: it answers its caller and ends.
-    fn replace_if_stuck(&self, limit: Duration) {
-        // While files are being written the thread is not stuck in the TPM.
-        let Ok(mut tenure) = self.shared.tenure.0.try_lock() else {
-            return;
-        };
-        let stuck = tenure
-            .working_since
-            .is_some_and(|since| limit / 2 <= since.elapsed());
-        if !stuck || ABANDONED_MAX <= tenure.abandoned {
-            return;
-        }
-        tenure.abandoned += 1;
-        tenure.working_since = None;
-        tenure.office.leave();
-        tenure.office = Office::default();
-        self.shared.counters.add_reconnect();
-        tracing::warn!(
-            abandoned = tenure.abandoned,
-            "the TPM holds an operation for too long; starting on a new connection"
-        );
-        spawn(&self.shared, tenure.office.clone());
     }
 }
 
@@ -164,22 +155,44 @@ impl Shared {
     }
 
     /// Runs `work`, which may hang in the TPM; `false` if the thread was replaced meanwhile.
-    fn work(&self, office: &Office, work: impl FnOnce()) -> bool {
-        {
+    fn work(&self, office: &Office, give_up: Instant, work: impl FnOnce()) -> bool {
+        let before = {
             let mut tenure = lock(&self.tenure.0);
             if office.is_left() {
                 return false;
             }
-            tenure.working_since = Some(Instant::now());
-        }
+            tenure.give_up.replace(give_up)
+        };
+        let _end = AtEnd {
+            shared: self,
+            office,
+            before,
+        };
         work();
-        let mut tenure = lock(&self.tenure.0);
-        if office.is_left() {
-            tenure.abandoned = tenure.abandoned.saturating_sub(1);
-            return false;
+        !office.is_left()
+    }
+
+    /// Lets time pass for a call of this rank that the TPM asked to wait, and serves more urgent ones
+    /// meanwhile.
+    pub(crate) fn pause(
+        &self,
+        rank: Rank,
+        pause: Duration,
+        (office, engine): (&Office, &mut Engine),
+    ) {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.waiting.take_above(rank, left) {
+                Next::Item(job) => {
+                    if !self.work(office, job.give_up, || (job.run)(engine)) {
+                        return;
+                    }
+                }
+                Next::Nothing => return,
+                Next::Closed => return thread::sleep(left),
+            }
         }
-        tenure.working_since = None;
-        true
     }
 
     /// The next job. If none comes soon, `rest` ends the burst of work first. `None` when the
@@ -189,7 +202,8 @@ impl Shared {
             Next::Item(job) => return Some(job),
             Next::Nothing | Next::Closed => {}
         }
-        if !self.work(office, rest) {
+        let give_up = Instant::now() + self.config.timeout;
+        if !self.work(office, give_up, rest) {
             return None;
         }
         match self.waiting.take(None) {
@@ -199,15 +213,82 @@ impl Shared {
     }
 }
 
-/// Which thread is in office, and since when it works on one thing.
+/// Notes the end of a piece of work, also when it panicked.
+struct AtEnd<'a> {
+    shared: &'a Shared,
+    office: &'a Office,
+    /// What the work had interrupted.
+    before: Option<Instant>,
+}
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        let mut tenure = lock(&self.shared.tenure.0);
+        if self.office.is_left() {
+            // Only once for each thread: what it had interrupted ends after it.
+            if self.before.is_none() {
+                tenure.abandoned = tenure.abandoned.saturating_sub(1);
+            }
+            return;
+        }
+        tenure.give_up = self.before;
+        if thread::panicking() {
+            tenure.give_up = None;
+            tenure.office.leave();
+            tenure.vacant = true;
+        }
+    }
+}
+
+/// Which thread is in office, and how long its present work may take.
 #[derive(Default)]
 struct Tenure(Mutex<TenureState>);
 
-#[derive(Default)]
 struct TenureState {
     office: Office,
-    working_since: Option<Instant>,
+    /// No thread has the office: none was started yet, or it panicked.
+    vacant: bool,
+    /// When nobody waits for the present work any more.
+    give_up: Option<Instant>,
     abandoned: usize,
+}
+
+impl Default for TenureState {
+    fn default() -> Self {
+        Self {
+            office: Office::default(),
+            vacant: true,
+            give_up: None,
+            abandoned: 0,
+        }
+    }
+}
+
+impl TenureState {
+    fn is_stuck(&self) -> bool {
+        let is_over = self.give_up.is_some_and(|over| over <= Instant::now());
+        is_over && self.abandoned < ABANDONED_MAX
+    }
+
+    /// Leaves the thread to end when its command does.
+    fn abandon(&mut self) {
+        self.abandoned += 1;
+        self.give_up = None;
+        self.office.leave();
+        self.vacant = true;
+    }
+
+    /// Starts a thread if none is in office.
+    fn fill(&mut self, shared: &Arc<Shared>) {
+        if !self.vacant {
+            return;
+        }
+        self.office = Office::default();
+        match spawn(shared, self.office.clone()) {
+            Ok(()) => self.vacant = false,
+            Err(error) => tracing::error!(%error, "cannot start the thread for the TPM"),
+        }
+    }
 }
 
 /// One thread's right to talk with the TPM. A thread that was replaced while a command hung in the
@@ -225,21 +306,19 @@ impl Office {
     }
 }
 
-fn spawn(shared: &Arc<Shared>, office: Office) {
+fn spawn(shared: &Arc<Shared>, office: Office) -> io::Result<()> {
     let shared = Arc::clone(shared);
-    let spawned = thread::Builder::new()
-        .name("tpm".to_owned())
+    let thread = thread::Builder::new().name("tpm".to_owned());
+    thread
         .spawn(move || {
             let mut engine = Engine::new(Arc::clone(&shared), office.clone());
             while let Some(job) = shared.next_job(&office, || engine.rest()) {
-                if !shared.work(&office, || job(&mut engine)) {
+                if !shared.work(&office, job.give_up, || (job.run)(&mut engine)) {
                     return;
                 }
             }
-        });
-    if let Err(error) = spawned {
-        tracing::error!(%error, "cannot start the thread for the TPM");
-    }
+        })
+        .map(drop)
 }
 
 /// Takes a lock; a thread that panicked while holding it left nothing half-changed.

@@ -1,7 +1,7 @@
 //! What waits for the TPM: the urgent first, and in each rank the oldest first.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::owner::lock;
@@ -17,6 +17,16 @@ pub(crate) enum Rank {
     Rest,
 }
 
+impl Rank {
+    fn place(self) -> usize {
+        match self {
+            Self::Handshake => 0,
+            Self::Signature => 1,
+            Self::Rest => 2,
+        }
+    }
+}
+
 /// A bounded queue; whoever takes from it may wait.
 pub(crate) struct Queue<T> {
     state: Mutex<State<T>>,
@@ -25,7 +35,7 @@ pub(crate) struct Queue<T> {
 
 struct State<T> {
     /// One lane for each [`Rank`].
-    lanes: [VecDeque<T>; 3],
+    lanes: [VecDeque<T>; RANKS],
     closed: bool,
 }
 
@@ -66,26 +76,34 @@ impl<T> Queue<T> {
         if state.closed {
             return Err(NotTaken::Closed);
         }
-        let [handshake, signature, rest] = &mut state.lanes;
-        let lane = match rank {
-            Rank::Handshake => handshake,
-            Rank::Signature => signature,
-            Rank::Rest => rest,
+        let Some(lane) = state.lanes.get_mut(rank.place()) else {
+            return Err(NotTaken::Full);
         };
         if WAITING_MAX <= lane.len() {
             return Err(NotTaken::Full);
         }
         lane.push_back(item);
-        self.changed.notify_one();
+        // All: who waits may wait for another rank.
+        self.changed.notify_all();
         Ok(())
     }
 
     /// Takes the most urgent item, and waits for one: without end, or as long as `patience`.
     pub(crate) fn take(&self, patience: Option<Duration>) -> Next<T> {
+        self.take_from(RANKS, patience)
+    }
+
+    /// As [`take`](Self::take), of those more urgent than `rank`.
+    pub(crate) fn take_above(&self, rank: Rank, patience: Duration) -> Next<T> {
+        self.take_from(rank.place(), Some(patience))
+    }
+
+    fn take_from(&self, lanes: usize, patience: Option<Duration>) -> Next<T> {
         let give_up = patience.map(|patience| Instant::now() + patience);
         let mut state = lock(&self.state);
         loop {
-            if let Some(item) = state.lanes.iter_mut().find_map(VecDeque::pop_front) {
+            let mut urgent = state.lanes.iter_mut().take(lanes);
+            if let Some(item) = urgent.find_map(VecDeque::pop_front) {
                 return Next::Item(item);
             }
             if state.closed {
@@ -96,12 +114,12 @@ impl<T> Queue<T> {
                 Some(Duration::ZERO) => return Next::Nothing,
                 Some(left) => {
                     let waited = self.changed.wait_timeout(state, left);
-                    waited.unwrap_or_else(std::sync::PoisonError::into_inner).0
+                    waited.unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => self
                     .changed
                     .wait(state)
-                    .unwrap_or_else(std::sync::PoisonError::into_inner),
+                    .unwrap_or_else(PoisonError::into_inner),
             };
         }
     }
@@ -112,6 +130,8 @@ impl<T> Queue<T> {
         self.changed.notify_all();
     }
 }
+
+const RANKS: usize = 3;
 
 /// Of each rank: a handshake and an epoch header for each of a dozen services, and some calls for
 /// people. Past that the TPM does not keep up, and callers had better hear it.
@@ -151,6 +171,18 @@ mod tests {
         assert_eq!(queue.put(Rank::Rest, 99), Err(NotTaken::Full));
         queue.put(Rank::Handshake, 100).unwrap();
         assert_eq!(queue.take(None), Next::Item(100));
+    }
+
+    #[test]
+    fn who_pauses_is_given_only_what_is_more_urgent() {
+        let queue = Queue::new();
+        queue.put(Rank::Rest, "quote").unwrap();
+        queue.put(Rank::Signature, "header").unwrap();
+        let above = |rank| queue.take_above(rank, Duration::ZERO);
+        assert_eq!(above(Rank::Signature), Next::Nothing);
+        assert_eq!(above(Rank::Rest), Next::Item("header"));
+        assert_eq!(above(Rank::Rest), Next::Nothing);
+        assert_eq!(queue.take(None), Next::Item("quote"));
     }
 
     #[test]

@@ -39,6 +39,9 @@ impl Engine {
             let AttestInfo::Quote { info } = attest.attested() else {
                 return Err(HsmError::Tampered);
             };
+            if info.pcr_selection() != &list(&slots)? {
+                return Err(HsmError::NoPcrBank);
+            }
             let values = connection.pcr_values(&slots)?;
             // Somebody measures while we read: then these are not the values that were quoted.
             if info.pcr_digest().value() == values.digest() {

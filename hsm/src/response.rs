@@ -38,7 +38,9 @@ pub enum Operation {
     Seal,
     /// Open a sealed secret.
     Unseal,
-    /// Make, read or increment a monotonic counter.
+    /// Make a monotonic counter.
+    Define,
+    /// Read or increment a monotonic counter.
     Counter,
     /// Make the endorsement key, or read its certificates.
     Endorsement,
@@ -60,6 +62,7 @@ impl fmt::Display for Operation {
             Self::Quote => "quote its PCRs",
             Self::Seal => "seal a secret",
             Self::Unseal => "open a sealed secret",
+            Self::Define => "make a counter",
             Self::Counter => "count",
             Self::Endorsement => "show its endorsement",
             Self::Activate => "open a credential",
@@ -195,13 +198,14 @@ fn of_tpm(operation: Operation, kind: Option<Kind>) -> Option<HsmError> {
         | Kind::ObjectHandles
         | Kind::SessionHandles
         | Kind::ContextGap => Some(HsmError::Busy),
-        Kind::Integrity if operation == Operation::Load => Some(HsmError::KeyNotOfThisTpm),
         // A session, a key or the storage root key that was there a moment ago.
         Kind::Handle => Some(HsmError::TpmReset),
         Kind::Value if operation == Operation::Session => Some(HsmError::TpmReset),
         // Our own keys have empty passwords, so the HMAC can only fail if the command changed.
         Kind::AuthFail | Kind::BadAuth => Some(match operation {
-            Operation::Parent | Operation::Endorsement => HsmError::OwnerPassword(operation),
+            Operation::Parent | Operation::Endorsement | Operation::Define => {
+                HsmError::OwnerPassword(operation)
+            }
             Operation::Create => HsmError::ParentUnfit(ParentFault::Locked),
             _ => HsmError::Tampered,
         }),
@@ -220,6 +224,10 @@ fn number(code: Tss2ResponseCode) -> u32 {
         .and_then(|(_, digits)| u32::from_str_radix(digits, 16).ok())
         .unwrap_or(u32::MAX)
 }
+
+/// `TPM_RC_INTEGRITY` about the first parameter (TPM 2.0 Part 2, 6.6.3): what was to be loaded was not
+/// encrypted to this parent, or is damaged.
+pub(crate) const INTEGRITY: u32 = 0x1DF;
 
 /// `TSS2_ESAPI_RC_LAYER`: checks answers.
 const ESYS: u32 = 7;
@@ -279,10 +287,7 @@ mod tests {
             judged(Operation::Session, 0x1CB),
             HsmError::TpmReset
         ));
-        assert!(matches!(
-            judged(Operation::Load, 0x1DF),
-            HsmError::KeyNotOfThisTpm
-        ));
+        assert!(judged(Operation::Load, 0x1DF).is_refusal(INTEGRITY));
         assert!(matches!(
             judged(Operation::Parent, 0x9A2),
             HsmError::OwnerPassword(Operation::Parent)

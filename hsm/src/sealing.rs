@@ -1,4 +1,9 @@
-//! Secrets that this TPM opens in the states that an authority has signed, and in no other.
+//! Secrets that this TPM opens in the states that an authority has signed.
+//!
+//! What this does not give: PCRs are extended in the clear, so whoever is on the bus can restart the
+//! TPM and play a signed boot to it. Who sealed a secret nobody can tell: whoever may use the TPM can
+//! seal another one for the same authority, so what a secret opens must be authenticated by itself.
+//! And whoever may use the TPM can raise a counter, and so end policies.
 
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::{Signature, VerifyingKey};
@@ -13,12 +18,14 @@ use tss_esapi::traits::{Marshall as _, UnMarshall as _};
 use wire::tpm::{PolicyAuthority, SignedPolicy};
 use zeroize::Zeroizing;
 
+use crate::config::Tpm;
 use crate::connection::PARENT;
 use crate::direct::{Direct, PolicySession};
 use crate::engine::Engine;
 use crate::error::{HsmError, SealFault};
 use crate::files::Keyring;
-use crate::response::{During, Operation};
+use crate::owner::Office;
+use crate::response::{During, INTEGRITY, Operation};
 use crate::templates::{Name, point_of};
 use crate::tss2_key::{self, Form};
 
@@ -30,6 +37,9 @@ impl Engine {
     ) -> Result<String, HsmError> {
         if SECRET_BYTES_MAX < secret.len() {
             return Err(HsmError::Sealed(SealFault::TooLong));
+        }
+        if VerifyingKey::from_sec1_bytes(authority.key()).is_err() {
+            return Err(HsmError::Sealed(SealFault::NotAKey));
         }
         let template = template(authority)?;
         let secret = SensitiveData::try_from(secret).during(Operation::Seal)?;
@@ -58,7 +68,7 @@ impl Engine {
         // lets go of the TPM.
         self.ready(&keys)?.rest()?;
         self.disconnect();
-        let mut unsealing = Unsealing::start(&keys, self.tpm())?;
+        let mut unsealing = Unsealing::start(&keys, self.tpm(), self.office().clone())?;
         let opened = unsealing.open((&public, &private), authority, policies);
         // After a failure the next connection of the library sweeps out what is left.
         opened.and_then(|secret| unsealing.end().map(|()| secret))
@@ -72,8 +82,8 @@ struct Unsealing {
 }
 
 impl Unsealing {
-    fn start(keys: &Keyring, tpm: &crate::config::Tpm) -> Result<Self, HsmError> {
-        let mut tpm = Direct::open(tpm)?;
+    fn start(keys: &Keyring, tpm: &Tpm, office: Office) -> Result<Self, HsmError> {
+        let mut tpm = Direct::open(tpm, office)?;
         let area = tpm.read_public(PARENT)?;
         let parent = TpmtPublic::unmarshall(&area).map_err(|_| HsmError::Tampered)?;
         // Of what was parsed, not of what was received: it is this that is used.
@@ -91,13 +101,16 @@ impl Unsealing {
         authority: &PolicyAuthority,
         policies: &[SignedPolicy],
     ) -> Result<Zeroizing<Vec<u8>>, HsmError> {
-        let object = match self.tpm.load(PARENT, private, public) {
-            // It is no key of ours, so it does not follow that the TPM is another one.
-            Err(HsmError::KeyNotOfThisTpm) => return Err(HsmError::Sealed(SealFault::Damaged)),
-            loaded => loaded?,
-        };
+        let loaded = self.tpm.load(PARENT, private, public);
+        let object = loaded.map_err(|error| {
+            if error.is_refusal(INTEGRITY) {
+                HsmError::Sealed(SealFault::Damaged)
+            } else {
+                error
+            }
+        })?;
         let name = Name::of_area(public);
-        let mut fault = HsmError::Sealed(SealFault::State);
+        let mut fault = SealFault::State;
         for policy in policies {
             let mut tries = 0;
             loop {
@@ -112,8 +125,12 @@ impl Unsealing {
                     // Somebody measured something between the demand and the use. That need not
                     // have been a PCR of the policy: the TPM has one count for all.
                     Err(error) if error.is_refusal(PCR_CHANGED) && tries < TRIES_MAX => tries += 1,
+                    Err(error) if error.is_refusal(PCR_CHANGED) => return Err(HsmError::Busy),
                     Err(HsmError::Sealed(reason)) => {
-                        fault = HsmError::Sealed(reason);
+                        // That a policy does not fit is said of any; the others say more.
+                        if fault == SealFault::State {
+                            fault = reason;
+                        }
                         break;
                     }
                     Err(error) => return Err(error),
@@ -124,7 +141,7 @@ impl Unsealing {
         }
         self.tpm.flush(object)?;
         self.tpm.flush(self.session.handle())?;
-        Err(fault)
+        Err(HsmError::Sealed(fault))
     }
 
     /// Brings the session to the authority's policy, by way of one that it has signed.
@@ -135,6 +152,11 @@ impl Unsealing {
     ) -> Result<(), HsmError> {
         self.tpm.policy_pcr(&self.session, policy.pcrs)?;
         if let Some(limit) = policy.counter {
+            // Nothing but our counter is asked: an index with a password would take ours for a wrong
+            // one, and count it.
+            if self.tpm.index_name(limit.index())?.as_deref() != Some(limit.name().as_slice()) {
+                return Err(HsmError::Sealed(SealFault::NoCounter));
+            }
             self.tpm
                 .policy_counter(&self.session, limit)
                 .map_err(|error| {

@@ -179,7 +179,7 @@ async fn a_sealed_secret_survives_every_altered_answer() {
     let site = Site::start().await;
     let key = SigningKey::from(secret_key(9));
     let point = point(&secret_key(9));
-    let authority = PolicyAuthority::new(point, b"test");
+    let authority = PolicyAuthority::new(point, b"test").unwrap();
     let handle = hsm(&site.tpm);
     let secret = Zeroizing::new(b"of the seal".to_vec());
     let sealed = handle

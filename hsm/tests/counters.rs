@@ -167,4 +167,92 @@ async fn something_else_in_its_place_is_no_counter() {
     assert!(handle.increment(0).await.is_err());
 }
 
+#[tokio::test]
+async fn a_counter_that_the_bus_leads_to_is_not_ours() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    let zero = handle.counter(0).await.unwrap();
+    for _ in 0..5 {
+        handle.increment(1).await.unwrap();
+    }
+    let one = handle.counter(1).await.unwrap();
+    // Counter 0 in the place of counter 1, with answers that say it is 1.
+    tpm.bus().alter_commands(|code, frame| {
+        if [
+            command::NV_READ_PUBLIC,
+            command::NV_READ,
+            command::NV_INCREMENT,
+        ]
+        .contains(&code)
+        {
+            for handle in frame[10..].chunks_exact_mut(4).take(2) {
+                if handle == [0x01, 0x86, 0x77, 0x65] {
+                    handle[3] = 0x64;
+                }
+            }
+        }
+    });
+    tpm.bus().alter_answers(|code, answer| {
+        if code == command::NV_READ_PUBLIC {
+            answer[15] = 0x65;
+        }
+    });
+
+    for error in [
+        handle.counter(1).await.unwrap_err(),
+        handle.increment(1).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, HsmError::Tampered), "{error}");
+    }
+
+    tpm.bus().behave();
+    assert_eq!(handle.health().await.tampered, 2);
+    assert_eq!(handle.counter(0).await.unwrap(), zero);
+    assert_eq!(handle.counter(1).await.unwrap(), one);
+}
+
+#[tokio::test]
+async fn an_index_that_poses_as_a_counter_is_found_out() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    for _ in 0..5 {
+        handle.increment(0).await.unwrap();
+    }
+    at_rest(&tpm);
+    // One that can be set back, and answers that say it is a counter.
+    tool(&tpm, "tpm2_nvundefine 0x1867764 -C o");
+    tool(
+        &tpm,
+        "tpm2_nvdefine 0x1867764 -C o -s 8 -a authread|authwrite|no_da",
+    );
+    std::fs::write(tpm.folder().join("value"), 1_u64.to_be_bytes()).unwrap();
+    tool(&tpm, "tpm2_nvwrite 0x1867764 -i value");
+    tpm.bus().alter_answers(|code, answer| {
+        if code == command::NV_READ_PUBLIC {
+            // TPM_NT_COUNTER.
+            answer[21] |= 0x10;
+        }
+    });
+
+    let error = handle.counter(0).await.unwrap_err();
+
+    assert!(matches!(error, HsmError::Tampered), "{error}");
+}
+
+#[tokio::test]
+async fn an_owner_with_a_password_is_told_how_to_go_on() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    tool(&tpm, "tpm2_changeauth -c owner secret");
+
+    let error = handle.counter(0).await.unwrap_err();
+
+    assert!(matches!(error, HsmError::OwnerPassword(_)), "{error}");
+    assert_eq!(handle.health().await.tampered, 0);
+}
+
 type Spoil = fn(&hsm::swtpm::Bus, &mut Vec<u8>);

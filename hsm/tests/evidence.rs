@@ -131,6 +131,47 @@ async fn a_quote_is_accepted_here_and_by_foreign_tools_and_for_its_own_session_o
 }
 
 #[tokio::test]
+async fn without_a_sha_256_bank_there_is_no_quote_and_it_says_why() {
+    let mut tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    tool(&tpm, "tpm2_pcrallocate sha1:all+sha256:none");
+    tool(&tpm, "tpm2_shutdown -c");
+    tpm.restart().unwrap();
+
+    let quoted = handle.quote([0, 7].into_iter().collect(), digest(1)).await;
+
+    let error = quoted.unwrap_err();
+    assert!(matches!(error, HsmError::NoPcrBank), "{error}");
+    assert_eq!(handle.health().await.tampered, 0);
+}
+
+#[tokio::test]
+async fn an_index_among_the_issuers_that_is_none_is_left_alone() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    // One without a value, and one with a password, which would count as wrong.
+    tool(
+        &tpm,
+        "tpm2_nvdefine 0x1c00110 -C o -s 8 -a authread|authwrite|no_da",
+    );
+    tool(
+        &tpm,
+        "tpm2_nvdefine 0x1c00111 -C o -s 8 -a authread|authwrite -p hunter2",
+    );
+    std::fs::write(tpm.folder().join("value"), [0; 8]).unwrap();
+    tool(&tpm, "tpm2_nvwrite 0x1c00111 -P hunter2 -i value");
+
+    let endorsement = handle.endorsement(None).await.unwrap();
+
+    assert!(endorsement.certificates.is_empty());
+    assert_eq!(handle.health().await.lockout_count, 0);
+}
+
+#[tokio::test]
 async fn a_pcr_extended_between_quote_and_reading_costs_another_quote() {
     let tpm = Swtpm::start().unwrap();
     let handle = hsm(&tpm);

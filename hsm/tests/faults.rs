@@ -199,7 +199,35 @@ async fn a_key_of_another_tpm_under_a_right_manifest_is_recognised() {
 
     let error = hsm(&new).load().await.unwrap_err();
 
-    assert!(matches!(error, HsmError::KeyNotOfThisTpm), "{error}");
+    assert!(matches!(error, HsmError::KeyDamaged { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_key_file_is_not_taken_for_a_replaced_tpm() {
+    let tpm = Swtpm::start().unwrap();
+    hsm(&tpm).provision(false).await.unwrap();
+    let path = keys(&tpm).join("identity.pem");
+    let mut text = std::fs::read(&path).unwrap();
+    // In the private part, which no checksum of ours covers.
+    let place = text.len() - 60;
+    text[place] = if text[place] == b'A' { b'B' } else { b'A' };
+    std::fs::write(&path, text).unwrap();
+
+    let handle = hsm(&tpm);
+    let error = handle.load().await.unwrap_err();
+
+    assert!(
+        matches!(
+            error,
+            HsmError::KeyDamaged {
+                file: "identity.pem"
+            }
+        ),
+        "{error}"
+    );
+    let looked = handle.examination().await;
+    assert_eq!(looked.findings.change, None);
+    assert_eq!(looked.health.state.to_string(), "ok");
 }
 
 #[tokio::test]
@@ -252,6 +280,90 @@ async fn a_tpm_that_never_answers_costs_the_limit_and_heals() {
         recovers(&handle).await;
     }
     assert!(0 < handle.health().await.reconnects);
+}
+
+#[tokio::test]
+async fn a_short_call_does_not_end_a_long_one_that_goes_on() {
+    let tpm = Swtpm::start().unwrap();
+    hsm(&tpm).provision(false).await.unwrap();
+    let handle = hsm_with(&tpm, Duration::from_secs(1));
+    recovers(&handle).await;
+    // An endorsement key takes three times as long as a signature may, and has four.
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let mut begun = Some(begun);
+    tpm.bus().alter_commands(move |code, _| {
+        if code == command::CREATE_PRIMARY {
+            begun.take().unwrap().send(()).unwrap();
+        }
+    });
+    tpm.bus().delay_answers_by(|code| match code {
+        command::CREATE_PRIMARY => Duration::from_secs(3),
+        _ => Duration::ZERO,
+    });
+    let long = handle.clone();
+    let long = tokio::spawn(async move { long.endorsement(None).await });
+    has_begun.await.unwrap();
+
+    let error = handle.sign(digest(1)).await.unwrap_err();
+
+    assert!(matches!(error, HsmError::Timeout { .. }), "{error}");
+    long.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn while_one_call_is_asked_to_wait_handshakes_are_served() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    handle.counter(0).await.unwrap();
+    // The TPM spares its memory: it answers TPM_RC_NV_RATE and does nothing.
+    let (throttled, mut is_throttled) = tokio::sync::mpsc::unbounded_channel();
+    tpm.bus().alter_commands(|code, frame| {
+        if code == command::NV_INCREMENT {
+            *frame = vec![0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x7B];
+        }
+    });
+    tpm.bus().alter_answers(move |code, answer| {
+        if code == command::NV_INCREMENT {
+            *answer = vec![0x80, 1, 0, 0, 0, 10, 0, 0, 0x09, 0x20];
+            throttled.send(()).unwrap();
+        }
+    });
+    let counting = handle.clone();
+    let counting = tokio::spawn(async move { counting.increment(0).await });
+    is_throttled.recv().await.unwrap();
+
+    handle.ecdh(point(&secret_key(1))).await.unwrap();
+    handle.sign(digest(1)).await.unwrap();
+
+    assert!(!counting.is_finished());
+    tpm.bus().behave();
+    counting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_thread_that_was_replaced_sends_the_tpm_nothing_more() {
+    let tpm = Swtpm::start().unwrap();
+    hsm(&tpm).provision(false).await.unwrap();
+    let handle = hsm_with(&tpm, Duration::from_secs(1));
+    recovers(&handle).await;
+    // The session is the burst's; the command that hangs uses it.
+    let (bus, mut is_first) = (tpm.bus().clone(), true);
+    tpm.bus().alter_answers(move |code, _| {
+        if code == command::SIGN && std::mem::take(&mut is_first) {
+            bus.stop_answering();
+        }
+    });
+    let error = handle.sign(digest(1)).await.unwrap_err();
+    assert!(matches!(error, HsmError::Timeout { .. }), "{error}");
+    tpm.bus().behave();
+    recovers(&handle).await;
+
+    // Had the old thread put its session away, it would have been the new one's.
+    for number in 0..20 {
+        handle.sign(digest(number)).await.unwrap();
+    }
+    assert_eq!(handle.health().await.resets, 0);
 }
 
 #[tokio::test]

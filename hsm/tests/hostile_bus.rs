@@ -192,7 +192,7 @@ async fn every_operation(handle: &Hsm, (credential, encrypted): (Vec<u8>, Vec<u8
     let opened = handle.activate(EndorsementKind::P384, credential, encrypted);
     opened.await.unwrap_err();
     let value_max = handle.increment(0).await.unwrap();
-    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test");
+    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap();
     let sealed = handle
         .seal(Zeroizing::new(vec![1; 32]), authority.clone())
         .await
@@ -360,6 +360,47 @@ async fn an_exchanged_parent_is_refused_before_any_session_starts() {
             assert_eq!(handle.health().await.state.to_string(), "replaced");
         }
     }
+}
+
+#[tokio::test]
+async fn nothing_is_made_under_another_parent_than_the_pinned_one() {
+    let tpm = Swtpm::start().unwrap();
+    let handle = hsm(&tpm);
+    handle.provision(false).await.unwrap();
+    at_rest(&tpm);
+    // Another parent in the same TPM, and a bus that leads there: by the Name in the answer that
+    // the library believes, and the handle in the command.
+    tool(
+        &tpm,
+        "tpm2_createprimary -C e -G ecc256:aes128cfb -c other.ctx -a \
+         fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt",
+    );
+    tool(&tpm, "tpm2_evictcontrol -C o -c other.ctx 0x81000005");
+    tool(&tpm, "tpm2_flushcontext -t");
+    tool(&tpm, "tpm2_readpublic -c 0x81000005 -n other.name");
+    let other = file(&tpm, "other.name");
+    tpm.bus().alter_answers(move |code, answer| {
+        if code == command::READ_PUBLIC {
+            let end = 12 + usize::from(u16::from_be_bytes([answer[10], answer[11]]));
+            answer[end + 2..end + 36].copy_from_slice(&other);
+        }
+    });
+    tpm.bus().alter_commands(|code, frame| {
+        if code == command::CREATE {
+            frame[10..14].copy_from_slice(&0x8100_0005_u32.to_be_bytes());
+        }
+    });
+    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap();
+
+    let astray = hsm(&tpm);
+    let secret = Zeroizing::new(vec![1; 32]);
+    let error = astray.seal(secret, authority).await.unwrap_err();
+    assert!(matches!(error, HsmError::Tampered), "{error}");
+    let error = astray.provision(true).await.unwrap_err();
+    assert!(matches!(error, HsmError::Tampered), "{error}");
+
+    tpm.bus().behave();
+    hsm(&tpm).load().await.unwrap();
 }
 
 #[tokio::test]

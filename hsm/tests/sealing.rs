@@ -61,7 +61,7 @@ async fn nobody_else_s_signature_opens_a_secret() {
     assert_eq!(fault(shut.await), SealFault::State);
     let shut = handle.unseal(&sealed, theirs, vec![by_them]);
     assert_eq!(fault(shut.await), SealFault::OtherAuthority);
-    let other_word = PolicyAuthority::new(*ours.key(), b"another word");
+    let other_word = PolicyAuthority::new(*ours.key(), b"another word").unwrap();
     let by_us = sign(&tpm, "ours", &present_state(&tpm));
     let shut = handle.unseal(&sealed, other_word, vec![by_us]).await;
     assert_eq!(fault(shut), SealFault::OtherAuthority);
@@ -94,8 +94,16 @@ async fn a_policy_ends_when_its_counter_has_passed() {
     let opened = handle.unseal(&sealed, authority.clone(), vec![old.clone()]);
     assert_eq!(opened.await.unwrap().as_slice(), SECRET);
     assert_eq!(handle.increment(3).await.unwrap(), value + 1);
-    let shut = handle.unseal(&sealed, authority.clone(), vec![old.clone()]);
-    assert_eq!(fault(shut.await), SealFault::Withdrawn);
+    let mut unfit = new.clone();
+    unfit.signature[0] ^= 1;
+    for policies in [
+        vec![old.clone()],
+        vec![old.clone(), unfit.clone()],
+        vec![unfit, old.clone()],
+    ] {
+        let shut = handle.unseal(&sealed, authority.clone(), policies).await;
+        assert_eq!(fault(shut), SealFault::Withdrawn);
+    }
     let opened = handle.unseal(&sealed, authority.clone(), vec![old, new.clone()]);
     assert_eq!(opened.await.unwrap().as_slice(), SECRET);
 
@@ -109,6 +117,48 @@ async fn a_policy_ends_when_its_counter_has_passed() {
     };
     let shut = handle.unseal(&sealed, authority, vec![stretched]).await;
     assert_eq!(fault(shut), SealFault::State);
+}
+
+#[tokio::test]
+async fn a_counter_that_is_not_there_or_not_ours_ends_its_policy_and_no_other() {
+    let (tpm, handle) = provisioned().await;
+    let authority = authority(&tpm, "ours");
+    let sealed = seal(&handle, &authority).await;
+    at_rest(&tpm);
+    // None at 5; one without a value at 6; another's with a password, which would count as wrong, at 7.
+    tool(
+        &tpm,
+        "tpm2_nvdefine 0x186776a -C o -s 8 -a authread|authwrite|no_da|nt=0x1",
+    );
+    tool(
+        &tpm,
+        "tpm2_nvdefine 0x186776b -C o -s 8 -a authread|authwrite -p hunter2",
+    );
+    std::fs::write(tpm.folder().join("value"), [0; 8]).unwrap();
+    tool(&tpm, "tpm2_nvwrite 0x186776b -P hunter2 -i value");
+    let fits = sign(&tpm, "ours", &present_state(&tpm));
+    for number in [5, 6, 7] {
+        let limit = CounterLimit {
+            number,
+            value_max: 5,
+        };
+        let state = State {
+            counter: Some(limit),
+            ..present_state(&tpm)
+        };
+        let limited = sign(&tpm, "ours", &state);
+
+        let shut = handle.unseal(&sealed, authority.clone(), vec![limited.clone()]);
+        assert_eq!(fault(shut.await), SealFault::NoCounter);
+        let policies = vec![limited, fits.clone()];
+        let opened = handle.unseal(&sealed, authority.clone(), policies).await;
+        assert_eq!(opened.unwrap().as_slice(), SECRET);
+    }
+    let health = handle.health().await;
+    assert_eq!(
+        (health.lockout_count, health.tampered, health.resets),
+        (0, 0, 0)
+    );
 }
 
 #[tokio::test]
@@ -133,9 +183,13 @@ async fn a_pcr_extended_in_between_costs_another_try() {
 
     // Without end it is an error, and the next call works.
     left.store(u32::MAX, Ordering::SeqCst);
-    let stormy = handle.unseal(&sealed, authority.clone(), policies.clone());
+    let hurried = support::hsm_with(&tpm, std::time::Duration::from_secs(1));
+    let stormy = hurried.unseal(&sealed, authority.clone(), policies.clone());
     let error = stormy.await.map(drop).unwrap_err();
-    assert!(matches!(error, HsmError::Refused { .. }), "{error}");
+    assert!(
+        matches!(error, HsmError::Busy | HsmError::Timeout { .. }),
+        "{error}"
+    );
     tpm.bus().behave();
     handle.unseal(&sealed, authority, policies).await.unwrap();
 }
@@ -205,6 +259,10 @@ async fn what_is_damaged_or_from_another_tpm_or_too_long_is_told_apart() {
         let shut = handle.unseal(damaged, authority.clone(), policies.clone());
         assert_eq!(fault(shut.await), SealFault::Damaged);
     }
+    let nobody = PolicyAuthority::new([4; 65], b"test data").unwrap();
+    let secret = Zeroizing::new(SECRET.to_vec());
+    let error = handle.seal(secret, nobody).await.unwrap_err();
+    assert!(matches!(error, HsmError::Sealed(SealFault::NotAKey)));
     let long = Zeroizing::new(vec![1; 129]);
     let error = handle.seal(long, authority.clone()).await.unwrap_err();
     assert!(matches!(error, HsmError::Sealed(SealFault::TooLong)));
@@ -244,7 +302,7 @@ fn authority(tpm: &Swtpm, name: &str) -> PolicyAuthority {
     let pem = tool(tpm, &format!("openssl pkey -in {name}.pem -pubout"));
     let key = p256::PublicKey::from_public_key_pem(&pem).unwrap();
     let point = key.to_sec1_bytes().as_ref().try_into().unwrap();
-    PolicyAuthority::new(point, b"test data")
+    PolicyAuthority::new(point, b"test data").unwrap()
 }
 
 /// What PCR 0 and 7 hold now, as tpm2-tools say it.

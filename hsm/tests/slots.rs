@@ -27,7 +27,7 @@ async fn ten_thousand_operations_with_errors_leave_nothing_and_need_three_slots_
     let tpm = Swtpm::start().unwrap();
     let handle = hsm(&tpm);
     handle.provision(false).await.unwrap();
-    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test");
+    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap();
     let secret = Zeroizing::new(vec![7; 32]);
     let sealed = handle.seal(secret, authority.clone()).await.unwrap();
     let errors = Arc::new(AtomicBool::new(false));

@@ -8,6 +8,7 @@ pub use attest::{Certification, ClockInfo, ecdsa_signature};
 pub use pcr::{PCRS_MAX, PcrSelection, PcrValues};
 pub use policy::{
     CounterLimit, PolicyAuthority, PolicyDigest, SignedPolicy, UNSIGNED_LE, counter_index,
+    counter_name,
 };
 pub use qualified::{QualifiedName, TpmHierarchy};
 pub use quote::{Quote, quote_data};

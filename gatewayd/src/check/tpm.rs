@@ -140,6 +140,7 @@ fn has_its_own_check(problem: &HsmError) -> bool {
         HsmError::NotProvisioned { .. }
             | HsmError::KeyNotOfThisTpm
             | HsmError::KeyFile { .. }
+            | HsmError::KeyDamaged { .. }
             | HsmError::ParentUnfit(_)
             | HsmError::OwnerPassword(_)
             | HsmError::Lockout { .. }

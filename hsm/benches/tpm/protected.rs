@@ -33,7 +33,7 @@ impl Protected {
         let key = SigningKey::from_slice(&[7; 32]).unwrap();
         let point = key.verifying_key().to_sec1_point(false);
         let point = point.as_bytes().try_into().unwrap();
-        let authority = PolicyAuthority::new(point, b"bench");
+        let authority = PolicyAuthority::new(point, b"bench").unwrap();
         let secret = Zeroizing::new(vec![1; 32]);
         let sealed = hsm.seal(secret, authority.clone()).await.unwrap();
         let state = hsm.quote(pcrs(), [0; 32]).await.unwrap().pcrs;

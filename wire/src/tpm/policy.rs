@@ -97,17 +97,14 @@ impl From<[u8; 32]> for PolicyDigest {
 
 impl PolicyAuthority {
     /// Takes the authority's public key (`04‖X‖Y`) and the word, like `gatewayd data 1`, that keeps
-    /// its signatures apart from those for other secrets; of the word, 32 bytes count.
+    /// its signatures apart from those for other secrets; `None` if the word has more than 32 bytes.
     #[must_use]
-    pub fn new(key: [u8; 65], reference: &[u8]) -> Self {
-        Self {
+    pub fn new(key: [u8; 65], reference: &[u8]) -> Option<Self> {
+        let fits = reference.len() <= REFERENCE_BYTES_MAX;
+        fits.then(|| Self {
             key,
-            reference: reference
-                .iter()
-                .copied()
-                .take(REFERENCE_BYTES_MAX)
-                .collect(),
-        }
+            reference: reference.to_vec(),
+        })
     }
 
     /// The public key, `04‖X‖Y`.
@@ -169,17 +166,25 @@ impl CounterLimit {
         counter_index(self.number)
     }
 
-    /// Name of the counter's NV index, once it has a value (Part 2, 13.5: `TPMS_NV_PUBLIC`).
+    /// Name of the counter's NV index, once it has a value.
     #[must_use]
     pub fn name(self) -> [u8; 34] {
-        let mut public = Vec::new();
-        public.extend(self.index().to_be_bytes());
-        public.extend(ALG_SHA256.to_be_bytes());
-        public.extend(COUNTER_ATTRIBUTES.to_be_bytes());
-        public.extend([0, 0]); // no policy
-        public.extend([0, 8]); // size of its value
-        sha256_name(&[&public])
+        counter_name(self.number, true)
     }
+}
+
+/// Name of the NV index that is the gateway's counter `number`: another one when it is `written`, so
+/// has a value (Part 2, 13.5: `TPMS_NV_PUBLIC`).
+#[must_use]
+pub fn counter_name(number: u8, written: bool) -> [u8; 34] {
+    let attributes = COUNTER_ATTRIBUTES | if written { WRITTEN } else { 0 };
+    let mut public = Vec::new();
+    public.extend(counter_index(number).to_be_bytes());
+    public.extend(ALG_SHA256.to_be_bytes());
+    public.extend(attributes.to_be_bytes());
+    public.extend([0, 0]); // no policy
+    public.extend([0, 8]); // size of its value
+    sha256_name(&[&public])
 }
 
 /// Handle of the NV index that is the gateway's counter `number`.
@@ -200,8 +205,11 @@ pub const UNSIGNED_LE: u16 = 0x0009;
 const SIGN_AND_USER_WITH_AUTH: u32 = 0x0004_0040;
 
 /// `TPMA_NV` (Part 2, 13.4): a counter, read and written with its empty password, not subject to
-/// lockout, and with a value.
-const COUNTER_ATTRIBUTES: u32 = 1 << 2 | 1 << 4 | 1 << 18 | 1 << 25 | 1 << 29;
+/// lockout.
+const COUNTER_ATTRIBUTES: u32 = 1 << 2 | 1 << 4 | 1 << 18 | 1 << 25;
+
+/// `TPMA_NV_WRITTEN` (Part 2, 13.4).
+const WRITTEN: u32 = 1 << 29;
 
 /// In the range of the owner (TCG Registry of Reserved TPM 2.0 Handles, table 2), at a place that
 /// spells "gwd".
@@ -237,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_authority_has_the_name_and_policy_that_a_tpm_gives_it() {
-        let authority = PolicyAuthority::new(authority_key(), b"gatewayd data 1");
+        let authority = PolicyAuthority::new(authority_key(), b"gatewayd data 1").unwrap();
         assert_eq!(
             hex::encode(authority.key_name()),
             "000b28c4960013e7f198f904c2759c27d55cdb479a44a174fe0b09fde8a088062a48"
@@ -246,6 +254,12 @@ mod tests {
             hex::encode(authority.policy().as_bytes()),
             "cfdab23124939c08bf4fa8b08234b238bd392ef1f1d0a9409a3353fd6bda239c"
         );
+    }
+
+    #[test]
+    fn a_word_that_is_too_long_is_no_part_of_another() {
+        assert!(PolicyAuthority::new(authority_key(), &[b'a'; 32]).is_some());
+        assert!(PolicyAuthority::new(authority_key(), &[b'a'; 33]).is_none());
     }
 
     #[test]
@@ -267,7 +281,7 @@ mod tests {
         let limit = |number, value_max| base.and_counter(CounterLimit { number, value_max });
         let mut key = authority_key();
         key[64] ^= 1;
-        let authority = |key, word: &[u8]| PolicyAuthority::new(key, word).policy();
+        let authority = |key, word: &[u8]| PolicyAuthority::new(key, word).unwrap().policy();
         let different = [
             PolicyDigest::new(),
             base,

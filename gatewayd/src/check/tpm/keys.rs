@@ -106,6 +106,10 @@ pub(super) fn keys(seen: &Seen<'_>, site: &Site) -> Option<Check> {
                 .because(crate::chain(source))
                 .at(path.display().to_string())
         }
+        Some(problem @ HsmError::KeyDamaged { .. }) => {
+            Check::fail(KEYS, "the gateway's keys cannot be used", advice(problem))
+                .because(problem.to_string())
+        }
         None | Some(HsmError::ParentUnfit(_)) if seen.findings.pinned_root.is_none() => {
             Check::warn(KEYS, "the gateway has no keys yet", "gatewayctl init")
         }
