@@ -49,6 +49,10 @@ impl Counters {
         self.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn add_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts what an attempt ran into, whether or not it was made again.
     pub(crate) fn add_incident(&self, error: &HsmError) {
         if matches!(error, HsmError::Tampered) {
@@ -62,7 +66,7 @@ impl Counters {
     pub(crate) fn add_operation(&self, failed: bool, took: Duration) {
         self.operations.fetch_add(1, Ordering::Relaxed);
         if failed {
-            self.failures.fetch_add(1, Ordering::Relaxed);
+            self.add_failure();
         } else {
             let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.latency_microseconds

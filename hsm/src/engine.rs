@@ -284,6 +284,11 @@ impl Engine {
         self.abandon_connection();
     }
 
+    /// Counts a failure that is an answer to its caller, so that nobody else counts it.
+    pub(crate) fn count_failure(&self) {
+        self.shared.counters.add_failure();
+    }
+
     /// Throws away a connection on which something failed.
     pub(crate) fn abandon_connection(&mut self) {
         if self.connection.take().is_some() {

@@ -121,6 +121,7 @@ impl Engine {
         let mut examined = self.look_at(&mut findings);
         if let Err(error) = &mut examined {
             self.after_failure(error);
+            self.count_failure();
         }
         (findings, examined)
     }

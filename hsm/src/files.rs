@@ -80,6 +80,11 @@ pub(crate) fn write(folder: &Path, keys: &Keyring) -> Result<(), HsmError> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
+        .and_then(|()| match folder.parent() {
+            // So that the folder itself outlives a power cut.
+            Some(above) if !above.as_os_str().is_empty() => File::open(above)?.sync_all(),
+            Some(_) | None => Ok(()),
+        })
         .map_err(|error| fault(folder.to_owned(), KeyFileError::Io(error)))?;
 
     remove(folder, MANIFEST)?;

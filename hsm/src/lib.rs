@@ -15,7 +15,8 @@
 //! or uses a key runs in a session *salted* to the storage root key, with its parameters encrypted
 //! and its response authenticated; and no session is started before that key's Name equals the
 //! pinned one. (An unsalted session encrypts with a key that whoever watches the bus can compute.)
-//! The pin is set at the first provisioning: who controls the bus at that moment, controls the pin.
+//! The pin is set when there is none, so at the first provisioning, and anew when the manifest is gone
+//! or new keys are asked for: who controls the bus at that moment, controls the pin.
 //!
 //! What needs no session gets none: asking for capabilities, PCRs and public areas, which are checked
 //! otherwise or are for people only; making the root key, before there is one to salt to; and the

@@ -15,7 +15,11 @@ use std::time::{Duration, Instant};
 
 use hsm::swtpm::Swtpm;
 use hsm::{Hsm, HsmConfig, HsmError, Tpm, TpmChange};
+use p256::ecdsa::signature::Signer as _;
+use p256::ecdsa::{Signature, SigningKey};
 use support::{at_rest, command, digest, hsm, hsm_with, keys, point, secret_key, tool};
+use wire::tpm::{PcrValues, PolicyAuthority, PolicyDigest, SignedPolicy};
+use zeroize::Zeroizing;
 
 #[tokio::test]
 async fn power_cuts_in_and_after_use_never_count_towards_lockout() {
@@ -343,27 +347,43 @@ async fn while_one_call_is_asked_to_wait_handshakes_are_served() {
 
 #[tokio::test]
 async fn a_thread_that_was_replaced_sends_the_tpm_nothing_more() {
-    let tpm = Swtpm::start().unwrap();
-    hsm(&tpm).provision(false).await.unwrap();
-    let handle = hsm_with(&tpm, Duration::from_secs(1));
-    recovers(&handle).await;
-    // The session is the burst's; the command that hangs uses it.
-    let (bus, mut is_first) = (tpm.bus().clone(), true);
-    tpm.bus().alter_answers(move |code, _| {
-        if code == command::SIGN && std::mem::take(&mut is_first) {
-            bus.stop_answering();
-        }
-    });
-    let error = handle.sign(digest(1)).await.unwrap_err();
-    assert!(matches!(error, HsmError::Timeout { .. }), "{error}");
-    tpm.bus().behave();
-    recovers(&handle).await;
+    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap();
+    for hangs in [command::SIGN, command::LOAD_EXTERNAL] {
+        let tpm = Swtpm::start().unwrap();
+        let patient = hsm(&tpm);
+        patient.provision(false).await.unwrap();
+        let secret = Zeroizing::new(vec![1; 32]);
+        let sealed = patient.seal(secret, authority.clone()).await.unwrap();
+        at_rest(&tpm);
+        let handle = hsm_with(&tpm, Duration::from_millis(600));
+        let late = Duration::from_millis(2500);
+        tpm.bus().delay_answers_by(move |code| match code {
+            _ if code == hangs => late,
+            _ => Duration::ZERO,
+        });
+        let asked = Instant::now();
+        let error = match hangs {
+            command::SIGN => handle.sign(digest(1)).await.map(drop),
+            _ => handle
+                .unseal(&sealed, authority.clone(), vec![policy(&authority)])
+                .await
+                .map(drop),
+        };
+        assert!(matches!(error, Err(HsmError::Timeout { .. })));
+        let resets = handle.health().await.resets;
+        tpm.bus().forget();
 
-    // Had the old thread put its session away, it would have been the new one's.
-    for number in 0..20 {
-        handle.sign(digest(number)).await.unwrap();
+        // Its successor is in the midst of a burst when the answer comes.
+        while asked.elapsed() < late + Duration::from_millis(500) {
+            let _ = handle.ecdh(point(&secret_key(1))).await;
+        }
+
+        // Had it put its session away, that would have been the successor's by now.
+        assert_eq!(handle.health().await.resets, resets, "{hangs:x}");
+        let later = [command::VERIFY_SIGNATURE, command::UNSEAL];
+        let commands = tpm.bus().commands();
+        assert!(!commands.iter().any(|code| later.contains(code)));
     }
-    assert_eq!(handle.health().await.resets, 0);
 }
 
 #[tokio::test]
@@ -564,6 +584,19 @@ async fn recovers(handle: &Hsm) {
     while let Err(error) = handle.sign(digest(0)).await {
         assert!(Instant::now() < give_up, "{error}");
         tokio::task::yield_now().await;
+    }
+}
+
+/// A policy about PCR 16, signed by the authority of key 9.
+fn policy(authority: &PolicyAuthority) -> SignedPolicy {
+    let pcrs: PcrValues = [(16, [0; 32])].into_iter().collect();
+    let policy = PolicyDigest::new().and_pcrs(&pcrs);
+    let key = SigningKey::from(secret_key(9));
+    let signature: Signature = key.sign(&authority.message(policy));
+    SignedPolicy {
+        pcrs: pcrs.selection(),
+        counter: None,
+        signature: signature.to_bytes().into(),
     }
 }
 
