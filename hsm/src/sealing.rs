@@ -85,11 +85,11 @@ impl Unsealing {
     fn start(keys: &Keyring, tpm: &Tpm, office: Office) -> Result<Self, HsmError> {
         let mut tpm = Direct::open(tpm, office)?;
         let area = tpm.read_public(PARENT)?;
-        let parent = TpmtPublic::unmarshall(&area).map_err(|_| HsmError::Tampered)?;
-        // Of what was parsed, not of what was received: it is this that is used.
-        if Name::of(&parent)? != keys.parent {
+        // Before anything takes it apart: from here on it is, byte for byte, what was pinned.
+        if Name::of_area(&area) != keys.parent {
             return Err(HsmError::KeyNotOfThisTpm);
         }
+        let parent = TpmtPublic::unmarshall(&area).map_err(|_| HsmError::Tampered)?;
         let point = point_of(&parent).ok_or(HsmError::Tampered)?;
         let session = tpm.start_policy(PARENT, &point)?;
         Ok(Self { tpm, session })
