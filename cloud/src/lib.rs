@@ -16,4 +16,5 @@ pub mod relay;
 pub mod roots;
 pub mod serve;
 pub mod sink;
+mod source;
 pub mod tasks;

@@ -23,7 +23,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use services::Services;
-use sources::{Source, Sources};
+use sources::Sources;
+
+use crate::source::Source;
 
 /// What a relay is told when it starts.
 pub struct RelayConfig {

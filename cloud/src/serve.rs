@@ -1,5 +1,7 @@
 //! `gateway-cloud serve`: lets gateways in, directly or through relays, and receives from them.
 
+mod half_open;
+
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
@@ -13,6 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::half_open::{HalfOpen, Handshaking, Origin};
 use crate::{
     enrol,
     keys::ServiceKeys,
@@ -20,6 +23,7 @@ use crate::{
     registry::{GatewayState, Registry},
     roots::EndorsementRoots,
     sink::sqlite::SqliteSink,
+    source::Source,
     tasks::Sessions,
 };
 
@@ -40,7 +44,7 @@ pub struct Service {
 
 /// A gateway at the door.
 enum Incoming {
-    Direct(TcpStream),
+    Direct(TcpStream, Source),
     /// It waits at this relay for 10 s.
     Relayed(Address, ConnectionId),
 }
@@ -71,13 +75,24 @@ pub async fn serve(
     }
     drop(incoming);
 
+    let half_open = HalfOpen::default();
     let mut sessions = Sessions::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             Some(end) = sources.next() => end?,
             Some(gateway) = connections.recv(), if sessions.len() < service.sessions_max => {
-                sessions.start(session(service.clone(), gateway, stop.clone()));
+                let origin = match &gateway {
+                    Incoming::Direct(_, source) => Origin::Direct(*source),
+                    Incoming::Relayed(relay, _) => Origin::Relay(relay.clone()),
+                };
+                match half_open.enter(origin) {
+                    Some(handshaking) => {
+                        sessions.start(session(service.clone(), gateway, handshaking, stop.clone()));
+                    }
+                    // It is hung up on: a word would cost more than it is worth.
+                    None => tracing::debug!("too many half-open sessions of one origin"),
+                }
             }
             Some(()) = sessions.ended() => {}
         }
@@ -95,7 +110,10 @@ pub async fn serve(
 async fn listen(listener: &TcpListener, incoming: mpsc::Sender<Incoming>) -> anyhow::Result<()> {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => incoming.send(Incoming::Direct(stream)).await?,
+            Ok((stream, address)) => {
+                let source = Source::of(address.ip());
+                incoming.send(Incoming::Direct(stream, source)).await?;
+            }
             Err(error) => {
                 // Out of file descriptors, or the peer was faster: the next may work.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -153,9 +171,14 @@ async fn registered(
 }
 
 /// One session, from its first byte to its last; whatever goes wrong ends only it.
-async fn session(service: Service, gateway: Incoming, stop: CancellationToken) {
+async fn session(
+    service: Service,
+    gateway: Incoming,
+    handshaking: Handshaking,
+    stop: CancellationToken,
+) {
     let (stream, via) = match gateway {
-        Incoming::Direct(stream) => (stream, "direct".to_owned()),
+        Incoming::Direct(stream, _) => (stream, "direct".to_owned()),
         Incoming::Relayed(relay, id) => match relay::accept(&relay, id).await {
             Ok(stream) => (stream, relay.host().to_owned()),
             Err(error) => {
@@ -164,14 +187,14 @@ async fn session(service: Service, gateway: Incoming, stop: CancellationToken) {
             }
         },
     };
-    if let Err(error) = try_session(&service, stream, &via, stop).await {
+    if let Err(error) = try_session(&service, (stream, handshaking), &via, stop).await {
         tracing::info!(via, "session ended: {error:#}");
     }
 }
 
 async fn try_session(
     service: &Service,
-    stream: TcpStream,
+    (stream, handshaking): (TcpStream, Handshaking),
     via: &str,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -184,6 +207,7 @@ async fn try_session(
         () = stop.cancelled() => return Ok(()),
         accepted = link::accept(stream, config, &service.keys.channel, &door) => accepted?,
     };
+    drop(handshaking);
     let h = link.handshake_hash;
     let (driver, streams) = link.split();
     let mut driving = pin!(driver.run());

@@ -17,7 +17,8 @@ use cloud::relay::{self, Admit, Limits, RelayConfig};
 use link::{Address, LinkError};
 use support::{Cloud, PATIENCE, rng};
 use tokio::{
-    net::TcpListener,
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -60,6 +61,41 @@ async fn who_comes_when_there_is_no_room_waits_until_there_is() {
     session.cut();
     let end = timeout(PATIENCE, waiting).await;
     end.expect("not let in").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_opens_connections_and_says_nothing_is_bounded_and_keeps_nobody_else_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let relay: Address = format!("relay://127.0.0.1:{port}").parse().unwrap();
+    let serving = relay::serve(listener, config(port), CancellationToken::new());
+    let serving = tokio::spawn(serving);
+    let cloud = Cloud::start_with(vec![relay.clone()], 1000).await;
+    let Address::Tcp { host, port } = &cloud.address else {
+        panic!("it listens itself");
+    };
+    let mut silent = Vec::new();
+    for _ in 0..32 {
+        silent.push(TcpStream::connect((host.as_str(), *port)).await.unwrap());
+    }
+
+    // The next one of the same address is hung up on, at once.
+    let mut next = TcpStream::connect((host.as_str(), *port)).await.unwrap();
+    let end = timeout(PATIENCE, next.read(&mut [0; 1])).await;
+    assert!(matches!(end.expect("let in"), Ok(0) | Err(_)));
+    assert!(cloud.connect(&key(), Purpose::Enrol).await.is_err());
+
+    // Who comes another way is not kept out, and who hangs up makes room.
+    assert_eq!(answer(&cloud, &relay).await, Admission::UnknownGateway);
+    silent.truncate(16);
+    let again = async {
+        while cloud.connect(&key(), Purpose::Enrol).await.is_err() {
+            // The service does not say when it has noticed.
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, again).await.expect("not let in");
+    serving.abort();
 }
 
 /// How the service answers a stranger at its relay, once it has registered there.

@@ -10,9 +10,10 @@ use tokio::time::timeout;
 use wire::relay::{Answer, ClientMessage, Greeting, RelayCode, Token};
 
 use super::services::{self, Client, Registered, ServiceId};
-use super::sources::{Pending, Source};
+use super::sources::Pending;
 use super::splice::splice;
 use super::{Admit, Relay, registered};
+use crate::source::Source;
 
 /// Serves one connection to its end. Whatever goes wrong ends this connection only.
 pub(super) async fn run(relay: Arc<Relay>, mut stream: TcpStream, source: Source) {
