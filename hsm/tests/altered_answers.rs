@@ -11,7 +11,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -24,8 +24,9 @@ use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
 use support::command::{
     ACTIVATE_CREDENTIAL, CERTIFY, CREATE, CREATE_PRIMARY, ECDH_ZGEN, EVICT_CONTROL, FLUSH_CONTEXT,
     GET_CAPABILITY, LOAD, LOAD_EXTERNAL, NV_DEFINE_SPACE, NV_INCREMENT, NV_READ, NV_READ_PUBLIC,
-    PCR_READ, POLICY_AUTHORIZE, POLICY_GET_DIGEST, POLICY_NV, POLICY_OR, POLICY_PCR, POLICY_SECRET,
-    QUOTE, READ_PUBLIC, SIGN, START_AUTH_SESSION, STARTUP, UNSEAL, VERIFY_SIGNATURE,
+    PCR_READ, POLICY_AUTHORIZE, POLICY_GET_DIGEST, POLICY_NV, POLICY_OR, POLICY_PCR,
+    POLICY_RESTART, POLICY_SECRET, QUOTE, READ_PUBLIC, SIGN, START_AUTH_SESSION, STARTUP, UNSEAL,
+    VERIFY_SIGNATURE,
 };
 use support::{at_rest, digest, hsm, hsm_with, make_credential, point, secret_key, tool};
 use tokio::sync::OnceCell;
@@ -196,11 +197,16 @@ async fn a_sealed_secret_survives_every_altered_answer() {
     let policy = PolicyDigest::new().and_pcrs(&values).and_counter(limit);
     let signature: Signature =
         p256::ecdsa::signature::Signer::sign(&key, &authority.message(policy));
-    let policies = vec![SignedPolicy {
+    let fits = SignedPolicy {
         pcrs,
         counter: Some(limit),
         signature: signature.to_bytes().into(),
-    }];
+    };
+    let unfit = SignedPolicy {
+        pcrs: [17].into_iter().collect(),
+        ..fits.clone()
+    };
+    let policies = vec![unfit, fits];
     let call = async |handle: &Hsm| {
         let sealed = handle.seal(secret.clone(), authority.clone()).await?;
         let other = hsm(&site.tpm);
@@ -221,8 +227,10 @@ async fn a_sealed_secret_survives_every_altered_answer() {
         START_AUTH_SESSION,
         LOAD,
         POLICY_PCR,
+        NV_READ_PUBLIC,
         POLICY_NV,
         POLICY_GET_DIGEST,
+        POLICY_RESTART,
         LOAD_EXTERNAL,
         VERIFY_SIGNATURE,
         POLICY_AUTHORIZE,
@@ -291,10 +299,26 @@ struct Site {
 
 /// An answer of an honest run.
 struct Answer {
-    /// Its place among all answers of the call.
+    /// Its place among the answers to this code in one call.
     place: usize,
     code: u32,
     length: usize,
+}
+
+impl Answer {
+    /// Tells when it is this answer's turn. What an earlier call still puts away does not count: it
+    /// is other codes; nor does a TPM's wish for a repetition.
+    fn turn(&self) -> impl FnMut(u32, &[u8]) -> bool + Send + 'static {
+        let (wanted, mut left) = (self.code, self.place);
+        move |code, answer| {
+            if code != wanted || answer[6..10] != [0; 4] {
+                return false;
+            }
+            let is_due = left == 0;
+            left = left.checked_sub(1).unwrap_or(usize::MAX);
+            is_due
+        }
+    }
 }
 
 impl Site {
@@ -327,7 +351,9 @@ impl Site {
                 } else {
                     LIMIT
                 };
-                self.once(&call, answer, limit, flip).await;
+                let noticed = self.once(&call, answer, limit, flip).await;
+                let is_certain = AUTHENTICATED.contains(&answer.code) && HEADER <= byte;
+                assert!(noticed || !is_certain, "{:#x} {byte}", answer.code);
             }
             for length in (10..answer.length).step_by(4) {
                 let cut = move |bytes: &mut Vec<u8>| cut(bytes, length);
@@ -349,28 +375,35 @@ impl Site {
         let answers = frames
             .iter()
             .filter(|frame| frame.direction == Direction::Answer);
+        let mut places = BTreeMap::<u32, usize>::new();
         commands
             .zip(answers)
-            .enumerate()
-            .map(|(place, (command, answer))| Answer {
-                place,
-                code: command.code(),
-                length: answer.bytes.len(),
+            .filter(|(_, answer)| answer.code() == 0)
+            .map(|(command, answer)| {
+                let code = command.code();
+                let place = places.entry(code).or_default();
+                *place += 1;
+                Answer {
+                    place: *place - 1,
+                    code,
+                    length: answer.bytes.len(),
+                }
             })
             .collect()
     }
 
-    /// Makes the call with one altered answer, and again on an honest bus.
+    /// Makes the call with one altered answer, and again on an honest bus; returns whether the first
+    /// failed.
     async fn once(
         &self,
         call: &impl AsyncFn(&Hsm) -> Result<(), HsmError>,
         answer: &Answer,
         limit: Duration,
         mut alter: impl FnMut(&mut Vec<u8>) + Send + 'static,
-    ) {
-        let (count, place) = (AtomicUsize::new(0), answer.place);
-        self.tpm.bus().alter_answers(move |_, bytes| {
-            if count.fetch_add(1, Ordering::SeqCst) == place {
+    ) -> bool {
+        let mut is_due = answer.turn();
+        self.tpm.bus().alter_answers(move |code, bytes| {
+            if is_due(code, bytes) {
                 alter(bytes);
             }
         });
@@ -388,14 +421,15 @@ impl Site {
             answer.code
         );
         self.works_again(call, &handle).await;
+        result.is_err()
     }
 
     /// The answer that the same command had in the call before.
     async fn repeat(&self, call: &impl AsyncFn(&Hsm) -> Result<(), HsmError>, answer: &Answer) {
         let old = Arc::new(OnceCell::new());
-        let (kept, count, place) = (Arc::clone(&old), AtomicUsize::new(0), answer.place);
-        self.tpm.bus().alter_answers(move |_, bytes| {
-            if count.fetch_add(1, Ordering::SeqCst) == place {
+        let (kept, mut is_due) = (Arc::clone(&old), answer.turn());
+        self.tpm.bus().alter_answers(move |code, bytes| {
+            if is_due(code, bytes) {
                 kept.set(bytes.clone()).unwrap();
             }
         });
@@ -407,10 +441,9 @@ impl Site {
     }
 
     async fn hold_back(&self, call: &impl AsyncFn(&Hsm) -> Result<(), HsmError>, answer: &Answer) {
-        let (count, place) = (AtomicUsize::new(0), answer.place);
-        let bus = self.tpm.bus().clone();
-        self.tpm.bus().alter_answers(move |_, _| {
-            if count.fetch_add(1, Ordering::SeqCst) == place {
+        let (bus, mut is_due) = (self.tpm.bus().clone(), answer.turn());
+        self.tpm.bus().alter_answers(move |code, bytes| {
+            if is_due(code, bytes) {
                 bus.stop_answering();
             }
         });
@@ -473,6 +506,24 @@ const OWNER: [u8; 4] = 0x4000_0001_u32.to_be_bytes();
 
 /// One authorization: `TPM_RS_PW` and nothing else.
 const PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0];
+
+/// Whose answers carry an HMAC that ends the call if it is wrong. (An increment is looked up instead;
+/// a sealed object is loaded in the open, and found out later.)
+const AUTHENTICATED: [u32; 10] = [
+    SIGN,
+    ECDH_ZGEN,
+    CERTIFY,
+    QUOTE,
+    POLICY_SECRET,
+    ACTIVATE_CREDENTIAL,
+    NV_READ,
+    CREATE,
+    EVICT_CONTROL,
+    UNSEAL,
+];
+
+/// Tag, length, code, and the length of the parameters, which no HMAC covers.
+const HEADER: usize = 14;
 
 /// Where a frame says how long it is.
 const LENGTH: std::ops::Range<usize> = 2..6;

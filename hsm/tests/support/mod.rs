@@ -111,6 +111,7 @@ pub(crate) mod command {
     pub(crate) const PCR_READ: u32 = 0x17E;
     pub(crate) const POLICY_PCR: u32 = 0x17F;
     pub(crate) const PCR_EXTEND: u32 = 0x182;
+    pub(crate) const POLICY_RESTART: u32 = 0x180;
     pub(crate) const POLICY_GET_DIGEST: u32 = 0x189;
 }
 
