@@ -97,6 +97,10 @@ impl Owner {
                 answer(engine.attempt((rank, give_up), &mut work));
             }
         });
+        // After a panic, or where the system had no thread to give.
+        if let Ok(mut tenure) = self.shared.tenure.0.try_lock() {
+            tenure.fill(&self.shared);
+        }
         let put = self.shared.waiting.put(rank, Job { give_up, run });
         put.map(|()| caller).map_err(|error| match error {
             NotTaken::Full => HsmError::Busy,
@@ -232,8 +236,7 @@ impl Drop for AtEnd<'_> {
             return;
         }
         tenure.give_up = self.before;
-        if thread::panicking() {
-            tenure.give_up = None;
+        if thread::panicking() && self.before.is_none() {
             tenure.office.leave();
             tenure.vacant = true;
         }
@@ -335,3 +338,33 @@ const BURST_PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Threads that may hang in the TPM at once. Each costs a stack and an open file; a TPM that hangs
 /// four times in a row is not helped by a fifth connection.
 const ABANDONED_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Tpm;
+
+    #[tokio::test]
+    async fn a_panic_costs_its_own_call_and_no_other() {
+        let owner = Owner::start(HsmConfig {
+            tpm: Tpm::Device("/dev/no-such-tpm".into()),
+            keys: "/no-such-folder".into(),
+            timeout: LIMIT,
+        });
+        // More often than threads may hang.
+        for _ in 0..=ABANDONED_MAX {
+            let broken = owner.run(Rank::Rest, LIMIT, |_| -> Result<(), _> { panic!("a bug") });
+            assert!(matches!(broken.await, Err(HsmError::Stopped)));
+
+            // One that comes before the panic has ended waits for its limit, and then for a thread.
+            let mut works = false;
+            for _ in 0..3 {
+                works = works || owner.run(Rank::Rest, LIMIT, |_| Ok(())).await.is_ok();
+            }
+            assert!(works);
+        }
+        assert_eq!(lock(&owner.shared.tenure.0).abandoned, 0);
+    }
+
+    const LIMIT: Duration = Duration::from_secs(1);
+}
