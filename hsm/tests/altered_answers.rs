@@ -20,7 +20,7 @@ use hsm::swtpm::{Direction, Swtpm};
 use hsm::{CertifyKey, EndorsementKind, Hsm, HsmError, Public};
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
-use p256::ecdsa::{Signature, SigningKey, VerifyingKey};
+use p256::ecdsa::{Signature, VerifyingKey};
 use support::command::{
     ACTIVATE_CREDENTIAL, CERTIFY, CREATE, CREATE_PRIMARY, ECDH_ZGEN, EVICT_CONTROL, FLUSH_CONTEXT,
     GET_CAPABILITY, LOAD, LOAD_EXTERNAL, NV_DEFINE_SPACE, NV_INCREMENT, NV_READ, NV_READ_PUBLIC,
@@ -30,7 +30,7 @@ use support::command::{
 };
 use support::{at_rest, digest, hsm, hsm_with, make_credential, point, secret_key, tool};
 use tokio::sync::OnceCell;
-use wire::tpm::{CounterLimit, PcrSelection, PolicyAuthority, PolicyDigest, SignedPolicy};
+use wire::tpm::{CounterLimit, PcrSelection, SignedPolicy};
 use zeroize::Zeroizing;
 
 #[tokio::test]
@@ -178,9 +178,7 @@ async fn a_counter_survives_every_altered_answer() {
 #[tokio::test]
 async fn a_sealed_secret_survives_every_altered_answer() {
     let site = Site::start().await;
-    let key = SigningKey::from(secret_key(9));
-    let point = point(&secret_key(9));
-    let authority = PolicyAuthority::new(point, b"test").unwrap();
+    let authority = support::authority();
     let handle = hsm(&site.tpm);
     let secret = Zeroizing::new(b"of the seal".to_vec());
     let sealed = handle
@@ -192,16 +190,7 @@ async fn a_sealed_secret_survives_every_altered_answer() {
         value_max: handle.counter(2).await.unwrap(),
     };
     at_rest(&site.tpm);
-    let pcrs: PcrSelection = [16].into_iter().collect();
-    let values = [(16, [0; 32])].into_iter().collect();
-    let policy = PolicyDigest::new().and_pcrs(&values).and_counter(limit);
-    let signature: Signature =
-        p256::ecdsa::signature::Signer::sign(&key, &authority.message(policy));
-    let fits = SignedPolicy {
-        pcrs,
-        counter: Some(limit),
-        signature: signature.to_bytes().into(),
-    };
+    let fits = support::signed_policy(Some(limit));
     let unfit = SignedPolicy {
         pcrs: [17].into_iter().collect(),
         ..fits.clone()

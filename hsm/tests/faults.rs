@@ -15,10 +15,7 @@ use std::time::{Duration, Instant};
 
 use hsm::swtpm::Swtpm;
 use hsm::{Hsm, HsmConfig, HsmError, Tpm, TpmChange};
-use p256::ecdsa::signature::Signer as _;
-use p256::ecdsa::{Signature, SigningKey};
 use support::{at_rest, command, digest, hsm, hsm_with, keys, point, secret_key, tool};
-use wire::tpm::{PcrValues, PolicyAuthority, PolicyDigest, SignedPolicy};
 use zeroize::Zeroizing;
 
 #[tokio::test]
@@ -347,7 +344,7 @@ async fn while_one_call_is_asked_to_wait_handshakes_are_served() {
 
 #[tokio::test]
 async fn a_thread_that_was_replaced_sends_the_tpm_nothing_more() {
-    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap();
+    let authority = support::authority();
     for hangs in [command::SIGN, command::LOAD_EXTERNAL] {
         let tpm = Swtpm::start().unwrap();
         let patient = hsm(&tpm);
@@ -365,7 +362,11 @@ async fn a_thread_that_was_replaced_sends_the_tpm_nothing_more() {
         let error = match hangs {
             command::SIGN => handle.sign(digest(1)).await.map(drop),
             _ => handle
-                .unseal(&sealed, authority.clone(), vec![policy(&authority)])
+                .unseal(
+                    &sealed,
+                    authority.clone(),
+                    vec![support::signed_policy(None)],
+                )
                 .await
                 .map(drop),
         };
@@ -584,19 +585,6 @@ async fn recovers(handle: &Hsm) {
     while let Err(error) = handle.sign(digest(0)).await {
         assert!(Instant::now() < give_up, "{error}");
         tokio::task::yield_now().await;
-    }
-}
-
-/// A policy about PCR 16, signed by the authority of key 9.
-fn policy(authority: &PolicyAuthority) -> SignedPolicy {
-    let pcrs: PcrValues = [(16, [0; 32])].into_iter().collect();
-    let policy = PolicyDigest::new().and_pcrs(&pcrs);
-    let key = SigningKey::from(secret_key(9));
-    let signature: Signature = key.sign(&authority.message(policy));
-    SignedPolicy {
-        pcrs: pcrs.selection(),
-        counter: None,
-        signature: signature.to_bytes().into(),
     }
 }
 

@@ -21,8 +21,6 @@ use cfb_mode::cipher::KeyIvInit as _;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use hsm::swtpm::{Direction, Frame, Swtpm};
 use hsm::{CertifyKey, EndorsementKind, Hsm, HsmError};
-use p256::ecdsa::signature::Signer as _;
-use p256::ecdsa::{Signature, SigningKey};
 use sha2::{Digest, Sha256};
 use support::{at_rest, command, digest, file, hsm, point, secret_key, tool};
 use tss_esapi::Context;
@@ -37,7 +35,7 @@ use tss_esapi::structures::{
     PublicEccParameters, SymmetricDefinition, SymmetricDefinitionObject,
 };
 use tss_esapi::tcti_ldr::{NetworkTPMConfig, TctiNameConf};
-use wire::tpm::{CounterLimit, PcrValues, PolicyAuthority, PolicyDigest, SignedPolicy};
+use wire::tpm::CounterLimit;
 use zeroize::Zeroizing;
 
 #[tokio::test]
@@ -192,22 +190,14 @@ async fn every_operation(handle: &Hsm, (credential, encrypted): (Vec<u8>, Vec<u8
     let opened = handle.activate(EndorsementKind::P384, credential, encrypted);
     opened.await.unwrap_err();
     let value_max = handle.increment(0).await.unwrap();
-    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap();
+    let authority = support::authority();
     let sealed = handle
         .seal(Zeroizing::new(vec![1; 32]), authority.clone())
         .await
         .unwrap();
     let number = 0;
     let limit = CounterLimit { number, value_max };
-    let pcrs: PcrValues = [(16, [0; 32])].into_iter().collect();
-    let policy = PolicyDigest::new().and_pcrs(&pcrs).and_counter(limit);
-    let key = SigningKey::from(secret_key(9));
-    let signature: Signature = key.sign(&authority.message(policy));
-    let policy = SignedPolicy {
-        pcrs: pcrs.selection(),
-        counter: Some(limit),
-        signature: signature.to_bytes().into(),
-    };
+    let policy = support::signed_policy(Some(limit));
     handle
         .unseal(&sealed, authority, vec![policy])
         .await
@@ -390,7 +380,7 @@ async fn nothing_is_made_under_another_parent_than_the_pinned_one() {
             frame[10..14].copy_from_slice(&0x8100_0005_u32.to_be_bytes());
         }
     });
-    let authority = PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap();
+    let authority = support::authority();
 
     let astray = hsm(&tpm);
     let secret = Zeroizing::new(vec![1; 32]);

@@ -11,7 +11,10 @@ use std::time::Duration;
 use hsm::swtpm::Swtpm;
 use hsm::{Hsm, HsmConfig};
 use p256::SecretKey;
+use p256::ecdsa::signature::Signer as _;
+use p256::ecdsa::{Signature, SigningKey};
 use sha2::{Digest, Sha256};
+use wire::tpm::{CounterLimit, PcrValues, PolicyAuthority, PolicyDigest, SignedPolicy};
 
 /// A handle on `tpm`; its keys are in the TPM's folder, so every handle has the same.
 pub(crate) fn hsm(tpm: &Swtpm) -> Hsm {
@@ -158,6 +161,27 @@ pub(crate) fn extend_on(socket: &Path, pcr: u8) {
     let digests = hex::decode("00000001000b").unwrap();
     let body = [&[0, 0, 0, pcr], &password[..], &digests, &[7; 32]].concat();
     assert_eq!(send_to(socket, command::PCR_EXTEND, &body), 0);
+}
+
+/// An authority whose key is the ninth.
+pub(crate) fn authority() -> PolicyAuthority {
+    PolicyAuthority::new(point(&secret_key(9)), b"test").unwrap()
+}
+
+/// A policy about PCR 16 as it is after a start, signed by [`authority`].
+pub(crate) fn signed_policy(counter: Option<CounterLimit>) -> SignedPolicy {
+    let pcrs: PcrValues = [(16, [0; 32])].into_iter().collect();
+    let mut policy = PolicyDigest::new().and_pcrs(&pcrs);
+    if let Some(limit) = counter {
+        policy = policy.and_counter(limit);
+    }
+    let key = SigningKey::from(secret_key(9));
+    let signature: Signature = key.sign(&authority().message(policy));
+    SignedPolicy {
+        pcrs: pcrs.selection(),
+        counter,
+        signature: signature.to_bytes().into(),
+    }
 }
 
 /// Puts a key into the answer to `TPM2_ReadPublic` of an ECC key.
