@@ -279,12 +279,18 @@ fn tool(tpm: &Swtpm, line: &str) {
 
 fn run(tpm: &Swtpm, line: &str) -> Output {
     // The daemon ends its burst of work, with session and key, after 200 ms.
-    std::thread::sleep(Duration::from_millis(400));
-    let mut words = line.split_whitespace();
-    Command::new(words.next().unwrap())
-        .args(words)
-        .current_dir(tpm.folder())
-        .env("TPM2TOOLS_TCTI", tpm.tcti())
-        .output()
-        .unwrap()
+    tpm.wait_at_rest(Duration::from_secs(10)).unwrap();
+    let program = |line: &str| {
+        let mut words = line.split_whitespace();
+        Command::new(words.next().unwrap())
+            .args(words)
+            .current_dir(tpm.folder())
+            .env("TPM2TOOLS_TCTI", tpm.tcti())
+            .output()
+            .unwrap()
+    };
+    let output = program(line);
+    // Without a resource manager the tools leave in the TPM what they saved.
+    program("tpm2_flushcontext -t");
+    output
 }
