@@ -13,6 +13,7 @@
 
 mod batch;
 mod cbor;
+mod cipher;
 mod cose;
 mod epoch;
 mod kem;

@@ -5,7 +5,8 @@
 //! result, and our [`Dh`] then knows the answer for exactly that point and for no other.
 //!
 //! snow does not restore the cipher after a failed message, so a [`Handshake`] that returned an
-//! error must be dropped. Neither does it wipe its keys.
+//! error must be dropped. Neither does it wipe its own state, the chaining key; the ciphers, the
+//! ephemeral key and the keys that come out are ours, and are wiped.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,21 +17,32 @@ use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
 use zeroize::Zeroizing;
 
+use crate::cipher::{KEY_BYTES, NoiseCipher};
 use crate::kem::Psk;
 use crate::keys::StaticKey as _;
 use crate::{PublicKey, SharedSecret, SoftwareStaticKey, Suite};
 
 /// A handshake under way: three messages, the first by the initiator.
 pub(crate) struct Handshake {
+    suite: Suite,
     state: snow::HandshakeState,
     keys: Arc<Keys>,
 }
 
 /// What a finished handshake leaves.
 pub(crate) struct Finished {
-    pub(crate) transport: snow::TransportState,
+    pub(crate) keys: SplitKeys,
     pub(crate) hash: [u8; HASH_BYTES],
     pub(crate) remote_static: PublicKey,
+}
+
+/// The keys of the records (Noise 5.2, `Split`).
+pub(crate) struct SplitKeys {
+    pub(crate) suite: Suite,
+    /// From the initiator to the responder.
+    pub(crate) forth: Zeroizing<[u8; KEY_BYTES]>,
+    /// From the responder to the initiator.
+    pub(crate) back: Zeroizing<[u8; KEY_BYTES]>,
 }
 
 /// Which side of the handshake this is.
@@ -54,7 +66,10 @@ impl Handshake {
             secret: OnceLock::new(),
             ephemeral: SoftwareStaticKey::generate(rng),
         });
-        let resolver = Box::new(Resolver(keys.clone()));
+        let resolver = Box::new(Resolver {
+            suite,
+            keys: keys.clone(),
+        });
         let builder = Builder::with_resolver(pattern(suite).parse()?, resolver)
             // snow wants bytes, and hands them to `Dh::set`, which thus knows that it is static.
             .local_private_key(&[])?
@@ -63,7 +78,7 @@ impl Handshake {
             Role::Initiator => builder.build_initiator()?,
             Role::Responder => builder.build_responder()?,
         };
-        Ok(Self { state, keys })
+        Ok(Self { suite, state, keys })
     }
 
     /// Sets the psk: by the responder before it writes message 2, by the initiator before it
@@ -100,16 +115,24 @@ impl Handshake {
     }
 
     /// Ends the handshake after message 3.
-    pub(crate) fn finish(self) -> Result<Finished, snow::Error> {
-        // Here and not from the transport state, which returns 32 bytes of the 65.
+    pub(crate) fn finish(mut self) -> Result<Finished, snow::Error> {
+        if !self.state.is_handshake_finished() {
+            return Err(snow::Error::Input);
+        }
+        // Here and not from a transport state, which returns 32 bytes of the 65.
         let remote_static = self.remote_static().ok_or(snow::Error::Input)?;
         let hash = self
             .state
             .get_handshake_hash()
             .try_into()
             .map_err(|_| snow::Error::Input)?;
+        let (forth, back) = self.state.dangerously_get_raw_split();
         Ok(Finished {
-            transport: self.state.into_transport_mode()?,
+            keys: SplitKeys {
+                suite: self.suite,
+                forth: Zeroizing::new(forth),
+                back: Zeroizing::new(back),
+            },
             hash,
             remote_static,
         })
@@ -137,8 +160,11 @@ struct Keys {
     ephemeral: SoftwareStaticKey,
 }
 
-/// Gives snow our keys, and its own hashes and ciphers.
-struct Resolver(Arc<Keys>);
+/// Gives snow our keys and ciphers, and its own hashes.
+struct Resolver {
+    suite: Suite,
+    keys: Arc<Keys>,
+}
 
 impl CryptoResolver for Resolver {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
@@ -150,8 +176,8 @@ impl CryptoResolver for Resolver {
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
         match choice {
             DHChoice::P256 => Some(Box::new(HandshakeDh {
-                keys: self.0.clone(),
-                public: self.0.ephemeral.public(),
+                keys: self.keys.clone(),
+                public: self.keys.ephemeral.public(),
                 is_static: false,
             })),
             DHChoice::Curve25519 | DHChoice::Curve448 => None,
@@ -162,8 +188,8 @@ impl CryptoResolver for Resolver {
         DefaultResolver.resolve_hash(choice)
     }
 
-    fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
-        DefaultResolver.resolve_cipher(choice)
+    fn resolve_cipher(&self, _: &CipherChoice) -> Option<Box<dyn Cipher>> {
+        Some(Box::new(NoiseCipher::new(self.suite)))
     }
 }
 
@@ -262,6 +288,13 @@ mod tests {
     use super::*;
     use crate::fixture;
 
+    fn resolver(keys: Arc<Keys>) -> Resolver {
+        Resolver {
+            suite: Suite::ChaChaPoly,
+            keys,
+        }
+    }
+
     #[test]
     fn the_static_key_answers_for_the_asked_point_alone() {
         let static_key = SoftwareStaticKey::generate(&mut fixture::rng(1));
@@ -272,7 +305,7 @@ mod tests {
             secret: OnceLock::new(),
             ephemeral: SoftwareStaticKey::generate(&mut fixture::rng(4)),
         });
-        let mut dh = Resolver(keys.clone()).resolve_dh(&DHChoice::P256).unwrap();
+        let mut dh = resolver(keys.clone()).resolve_dh(&DHChoice::P256).unwrap();
         dh.set(&[]);
         assert_eq!(dh.pubkey(), static_key.public().as_bytes());
 
@@ -295,7 +328,7 @@ mod tests {
             secret: OnceLock::new(),
             ephemeral: SoftwareStaticKey::generate(&mut fixture::rng(2)),
         });
-        let dh = Resolver(keys.clone()).resolve_dh(&DHChoice::P256).unwrap();
+        let dh = resolver(keys.clone()).resolve_dh(&DHChoice::P256).unwrap();
         let mut point = *keys.static_key.as_bytes();
         let mut out = [0; POINT_BYTES];
         assert_eq!(dh.dh(&point, &mut out), Ok(()));

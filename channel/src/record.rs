@@ -3,7 +3,11 @@
 use std::mem;
 use std::ops::RangeInclusive;
 
-use zeroize::Zeroizing;
+use bytes::{Buf as _, Bytes, BytesMut};
+use zeroize::Zeroize as _;
+
+use crate::cipher::{AeadKey, CipherError, TAG_BYTES};
+use crate::noise::{Role, SplitKeys};
 
 /// What may come next on the stream.
 pub(crate) enum Expected {
@@ -16,7 +20,7 @@ pub(crate) enum Expected {
 /// Cuts the stream into frames, however it arrives. Holds one unfinished frame at most.
 #[derive(Default)]
 pub(crate) struct Incoming {
-    buffer: Vec<u8>,
+    buffer: BytesMut,
 }
 
 impl Incoming {
@@ -31,7 +35,7 @@ impl Incoming {
         &mut self,
         bytes: &mut &[u8],
         expected: &Expected,
-    ) -> Result<Option<Vec<u8>>, usize> {
+    ) -> Result<Option<BytesMut>, usize> {
         match expected {
             Expected::Bytes(count) => Ok(self
                 .fill(bytes, *count)
@@ -50,8 +54,8 @@ impl Incoming {
                 if !self.fill(bytes, LENGTH_BYTES + length) {
                     return Ok(None);
                 }
-                let frame = self.buffer.split_off(LENGTH_BYTES);
-                self.buffer.clear();
+                let mut frame = mem::take(&mut self.buffer);
+                frame.advance(LENGTH_BYTES);
                 Ok(Some(frame))
             }
         }
@@ -61,6 +65,7 @@ impl Incoming {
     fn fill(&mut self, bytes: &mut &[u8], count: usize) -> bool {
         let missing = count.saturating_sub(self.buffer.len());
         let (taken, rest) = bytes.split_at(missing.min(bytes.len()));
+        // As much as has come and no more: who announces much and sends little fills no memory.
         self.buffer.extend_from_slice(taken);
         *bytes = rest;
         self.buffer.len() >= count
@@ -72,20 +77,22 @@ impl Incoming {
 /// # Errors
 ///
 /// [`snow::Error::Input`], as from snow itself, if it is longer than a frame can say.
-pub(crate) fn frame(parts: &[&[u8]]) -> Result<Vec<u8>, snow::Error> {
-    let body = parts.concat();
-    let length = u16::try_from(body.len()).map_err(|_| snow::Error::Input)?;
-    Ok([&length.to_be_bytes()[..], &body].concat())
+pub(crate) fn frame(message: &[u8]) -> Result<Vec<u8>, snow::Error> {
+    let length = u16::try_from(message.len()).map_err(|_| snow::Error::Input)?;
+    Ok([&length.to_be_bytes()[..], message].concat())
 }
 
-/// What a record is, its first byte. 4, 5 and 7 are kept for renewal and refused.
+/// What a record is, its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RecordType {
     Stream = 0,
     Close = 1,
     Ping = 2,
     Pong = 3,
+    Renewal = 4,
+    Switch = 5,
     Admission = 6,
+    PleaseRenew = 7,
 }
 
 impl RecordType {
@@ -95,76 +102,124 @@ impl RecordType {
             Self::Close,
             Self::Ping,
             Self::Pong,
+            Self::Renewal,
+            Self::Switch,
             Self::Admission,
+            Self::PleaseRenew,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
     }
 }
 
-/// The two keys of an open session, and how much each has done.
+/// The two keys of an open session. Each is exchanged on its own when they are renewed.
 pub(crate) struct Records {
-    noise: snow::TransportState,
-    sent: Usage,
-    received: Usage,
+    pub(crate) sending: RecordKey,
+    pub(crate) receiving: RecordKey,
 }
 
 impl Records {
-    pub(crate) fn new(noise: snow::TransportState) -> Self {
-        Self {
-            noise,
-            sent: Usage::default(),
-            received: Usage::default(),
-        }
-    }
-
-    /// Seals one record, its length in front.
-    ///
-    /// # Errors
-    ///
-    /// [`snow::Error::Input`] if `body` is longer than [`BODY_BYTES_MAX`].
-    pub(crate) fn seal(&mut self, kind: RecordType, body: &[u8]) -> Result<Vec<u8>, snow::Error> {
-        let plaintext = Zeroizing::new([&[kind as u8], body].concat());
-        let length = plaintext.len() + TAG_BYTES;
-        let announced = u16::try_from(length).map_err(|_| snow::Error::Input)?;
-
-        let mut frame = vec![0; LENGTH_BYTES + length];
-        let (head, message) = frame.split_at_mut(LENGTH_BYTES);
-        head.copy_from_slice(&announced.to_be_bytes());
-        self.noise.write_message(&plaintext, message)?;
-        self.sent.count(length);
-        Ok(frame)
-    }
-
-    /// Opens one record, whose length is already taken off.
-    ///
-    /// # Errors
-    ///
-    /// [`RecordError`]; the session is then over.
-    pub(crate) fn open(&mut self, frame: &[u8]) -> Result<(RecordType, Vec<u8>), RecordError> {
-        let mut plaintext = vec![0; frame.len().saturating_sub(TAG_BYTES)];
-        self.noise
-            .read_message(frame, &mut plaintext)
-            .map_err(|_| RecordError::Rejected)?;
-        self.received.count(frame.len());
-
-        let kind = plaintext
-            .first()
-            .and_then(|byte| RecordType::from_byte(*byte))
-            .ok_or(RecordError::UnknownType)?;
-        plaintext.remove(0);
-        Ok((kind, plaintext))
-    }
-
-    /// Lets the sending key look as if it had sealed so many records.
-    #[cfg(test)]
-    pub(crate) fn pretend_sent(&mut self, records: u64) {
-        self.sent.records = records;
+    /// The keys of a finished handshake, as this role uses them.
+    pub(crate) fn new(role: Role, keys: &SplitKeys) -> Result<Self, CipherError> {
+        let forth = RecordKey::new(AeadKey::new(keys.suite, &keys.forth)?);
+        let back = RecordKey::new(AeadKey::new(keys.suite, &keys.back)?);
+        Ok(match role {
+            Role::Initiator => Self {
+                sending: forth,
+                receiving: back,
+            },
+            Role::Responder => Self {
+                sending: back,
+                receiving: forth,
+            },
+        })
     }
 
     /// Tells whether a key is so near its limit that only the close may follow.
     pub(crate) fn are_spent(&self) -> bool {
-        self.sent.is_spent() || self.received.is_spent()
+        self.sending.used.is_spent() || self.receiving.used.is_spent()
+    }
+
+    /// Tells whether a key has done so much that it is time for another.
+    pub(crate) fn are_worn(&self) -> bool {
+        self.sending.used.exceeds(3) || self.receiving.used.exceeds(3)
+    }
+
+    /// Tells whether a peer that counts a little differently may think so.
+    pub(crate) fn are_half_worn(&self) -> bool {
+        self.sending.used.exceeds(2) || self.receiving.used.exceeds(2)
+    }
+}
+
+/// The key of one direction, and how much it has done.
+pub(crate) struct RecordKey {
+    key: AeadKey,
+    used: Usage,
+}
+
+impl RecordKey {
+    fn new(key: AeadKey) -> Self {
+        Self {
+            key,
+            used: Usage::default(),
+        }
+    }
+
+    /// Seals one record at the end of `out`, its length in front.
+    ///
+    /// # Errors
+    ///
+    /// [`CipherError`] if `body` is longer than [`BODY_BYTES_MAX`]; `out` is as it was.
+    pub(crate) fn seal(
+        &mut self,
+        kind: RecordType,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), CipherError> {
+        let length = u16::try_from(1 + body.len() + TAG_BYTES).map_err(|_| CipherError)?;
+        let begin = out.len();
+        out.reserve(LENGTH_BYTES + usize::from(length));
+        out.extend_from_slice(&length.to_be_bytes());
+        out.push(kind as u8);
+        out.extend_from_slice(body);
+        let plaintext = out.get_mut(begin + LENGTH_BYTES..).ok_or(CipherError)?;
+        match self.key.seal(self.used.records, &[], plaintext) {
+            Ok(tag) => out.extend_from_slice(&tag),
+            Err(error) => {
+                plaintext.zeroize();
+                out.truncate(begin);
+                return Err(error);
+            }
+        }
+        self.used.count(usize::from(length));
+        Ok(())
+    }
+
+    /// Opens one record in its own buffer; the length is already taken off.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError`]; the session is then over.
+    pub(crate) fn open(&mut self, mut frame: BytesMut) -> Result<(RecordType, Bytes), RecordError> {
+        let sealed = frame.len();
+        let opened = self
+            .key
+            .open(self.used.records, &[], &mut frame)
+            .map_err(|CipherError| RecordError::Rejected)?;
+        self.used.count(sealed);
+        frame.truncate(opened);
+        let kind = frame
+            .first()
+            .and_then(|byte| RecordType::from_byte(*byte))
+            .ok_or(RecordError::UnknownType)?;
+        frame.advance(1);
+        Ok((kind, frame.freeze()))
+    }
+
+    /// Lets the key look as if it had done so many records.
+    #[cfg(test)]
+    pub(crate) fn pretend(&mut self, records: u64) {
+        self.used.records = records;
     }
 }
 
@@ -180,6 +235,7 @@ pub(crate) enum RecordError {
 /// What one key has done.
 #[derive(Default)]
 struct Usage {
+    /// The nonce of the next record, too.
     records: u64,
     bytes: u64,
 }
@@ -189,6 +245,11 @@ impl Usage {
         self.records = self.records.saturating_add(1);
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// Whether so many quarters of a limit are used up.
+    fn exceeds(&self, quarters: u64) -> bool {
+        self.records >= KEY_RECORDS_MAX / 4 * quarters || self.bytes >= KEY_BYTES_MAX / 4 * quarters
     }
 
     fn is_spent(&self) -> bool {
@@ -202,9 +263,6 @@ pub(crate) const RECORD_LENGTHS: RangeInclusive<usize> = 1 + TAG_BYTES..=65_535;
 
 /// What fits into one record besides type and tag.
 pub(crate) const BODY_BYTES_MAX: usize = 65_535 - TAG_BYTES - 1;
-
-/// The tag of both ciphers (RFC 8439, 2.8; NIST SP 800-38D, 5.2.1.2).
-pub(crate) const TAG_BYTES: usize = 16;
 
 const LENGTH_BYTES: usize = 2;
 

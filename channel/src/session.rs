@@ -1,10 +1,12 @@
 //! The live channel between a gateway and a service (protocol.md 2).
 
 mod error;
+mod exchange;
 mod initiator;
 mod open;
 mod payload;
 mod preamble;
+mod renewal;
 mod responder;
 mod stage;
 
@@ -12,6 +14,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rand_core::CryptoRng;
 
 pub use error::{ConfigMistake, SessionError};
@@ -78,7 +81,13 @@ pub enum Event {
         remote_static: PublicKey,
     },
     /// Stream bytes from the peer, in order and never empty.
-    Data(Vec<u8>),
+    Data(Bytes),
+    /// The session has new keys; what it carries goes on. A service looks up again whether the
+    /// gateway may stay.
+    Renewed,
+    /// This side's key did not work for a renewal. The session goes on under its old keys; the
+    /// gateway tries again, until they are at their limit and the session closes.
+    RenewalFailed(SessionError),
     /// The session ended properly: this side or the peer closed it or refused admission, or a key
     /// came to its limit ([`Admission::GoingAway`]). Send what is still queued, then end the
     /// transport.
@@ -93,11 +102,11 @@ impl Session {
     /// [`SessionError::LocalConfig`] if `config` contradicts itself.
     pub fn initiate(
         config: InitiatorConfig,
-        mut rng: Box<dyn CryptoRng + Send>,
+        rng: Box<dyn CryptoRng + Send>,
         now: Instant,
     ) -> Result<Self, SessionError> {
         let mut outbox = Outbox::default();
-        let initiator = Initiator::begin(config, &mut rng, now, &mut outbox)?;
+        let initiator = Initiator::begin(config, rng, now, &mut outbox)?;
         Ok(Self {
             stage: Stage::Initiator(Box::new(initiator)),
             incoming: Incoming::default(),
@@ -143,7 +152,7 @@ impl Session {
             match self.incoming.take(&mut bytes, &expected) {
                 Ok(None) => {}
                 Ok(Some(frame)) => {
-                    self.advance(|stage, outbox| stage.handle_frame(now, &frame, outbox))?;
+                    self.advance(|stage, outbox| stage.handle_frame(now, frame, outbox))?;
                 }
                 Err(bytes) => {
                     return self.advance(|_, _| Err(SessionError::PeerLength { bytes }));
@@ -186,7 +195,10 @@ impl Session {
         self.advance(|stage, outbox| match stage.in_time(now)? {
             Stage::Initiator(initiator) => initiator.handle_shared_secret(now, secret, outbox),
             Stage::Responder(responder) => responder.handle_shared_secret(secret, outbox),
-            Stage::Open(_) | Stage::Closed | Stage::Failed => Err(SessionError::LocalOutOfTurn),
+            Stage::Open(open) => {
+                open_on(open, |open| open.handle_shared_secret(now, secret, outbox))
+            }
+            Stage::Closed | Stage::Failed => Err(SessionError::LocalOutOfTurn),
         })
     }
 
@@ -201,8 +213,9 @@ impl Session {
             return Err(SessionError::LocalOutOfTurn);
         }
         self.advance(|stage, outbox| match stage.in_time(now)? {
-            Stage::Initiator(initiator) => initiator.ask(now, outbox),
-            Stage::Responder(_) | Stage::Open(_) | Stage::Closed | Stage::Failed => {
+            Stage::Initiator(initiator) => initiator.stored(now, outbox),
+            Stage::Open(open) => open_on(open, |open| open.handle_statement_stored(now, outbox)),
+            Stage::Responder(_) | Stage::Closed | Stage::Failed => {
                 Err(SessionError::LocalOutOfTurn)
             }
         })
@@ -290,9 +303,9 @@ impl Session {
         }
     }
 
-    /// Returns the next bytes for the transport.
+    /// Returns what waits for the transport, all of it.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
-        self.outbox.pop()
+        (self.outbox.bytes() > 0).then(|| mem::take(&mut self.outbox.frames))
     }
 
     /// Returns the next event.
@@ -333,10 +346,7 @@ impl Session {
         step: impl FnOnce(&mut Open, &mut Outbox) -> Result<Flow, SessionError>,
     ) -> Result<(), SessionError> {
         self.advance(|stage, outbox| match stage {
-            Stage::Open(mut open) => Ok(match step(&mut open, outbox)? {
-                Flow::Continues => Stage::Open(open),
-                Flow::Ends => Stage::Closed,
-            }),
+            Stage::Open(open) => open_on(open, |open| step(open, outbox)),
             Stage::Initiator(_) | Stage::Responder(_) | Stage::Closed | Stage::Failed => {
                 Err(SessionError::LocalOutOfTurn)
             }
@@ -344,28 +354,37 @@ impl Session {
     }
 }
 
+/// Takes an open session one step further.
+fn open_on(
+    mut open: Box<Open>,
+    step: impl FnOnce(&mut Open) -> Result<Flow, SessionError>,
+) -> Result<Stage, SessionError> {
+    Ok(match step(&mut open)? {
+        Flow::Continues => Stage::Open(open),
+        Flow::Ends => Stage::Closed,
+    })
+}
+
 /// What a session has for the transport and for its driver.
 #[derive(Default)]
 struct Outbox {
-    frames: VecDeque<Vec<u8>>,
-    frames_bytes: usize,
+    /// Frames one after the other, so that the transport takes many at once.
+    frames: Vec<u8>,
     events: VecDeque<Event>,
 }
 
 impl Outbox {
-    fn push(&mut self, frame: Vec<u8>) {
-        self.frames_bytes += frame.len();
-        self.frames.push_back(frame);
+    fn push(&mut self, frame: &[u8]) {
+        self.frames.extend_from_slice(frame);
     }
 
-    fn pop(&mut self) -> Option<Vec<u8>> {
-        let frame = self.frames.pop_front()?;
-        self.frames_bytes -= frame.len();
-        Some(frame)
+    /// Where the next frame is written.
+    fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.frames
     }
 
     fn bytes(&self) -> usize {
-        self.frames_bytes
+        self.frames.len()
     }
 
     fn event(&mut self, event: Event) {

@@ -3,11 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
+
 use super::payload::Admission;
+use super::renewal::{Move, Renewal};
 use super::{Event, HANDSHAKE_TIME_MAX, Outbox, SessionError, TRANSMIT_BYTES_MAX};
-use crate::PublicKey;
 use crate::noise::{Finished, HASH_BYTES, Role};
 use crate::record::{RecordError, RecordType, Records};
+use crate::{KeyError, PublicKey, SharedSecret};
 
 pub(super) struct Open {
     role: Role,
@@ -15,6 +18,9 @@ pub(super) struct Open {
     handshake_hash: [u8; HASH_BYTES],
     remote_static: PublicKey,
     phase: Phase,
+    renewal: Renewal,
+    /// Whether the keys are due to be renewed.
+    renew: bool,
     keys_since: Instant,
     /// When the keys end, unless their counters end them before.
     retire_at: Instant,
@@ -42,19 +48,29 @@ enum Phase {
 }
 
 impl Open {
-    pub(super) fn new(role: Role, finished: Finished, now: Instant, until: Instant) -> Self {
-        Self {
+    pub(super) fn new(
+        role: Role,
+        finished: &Finished,
+        renewal: Renewal,
+        now: Instant,
+        until: Instant,
+    ) -> Result<Self, SessionError> {
+        let records = Records::new(role, &finished.keys)
+            .map_err(|error| SessionError::LocalCrypto(error.into()))?;
+        Ok(Self {
             role,
-            records: Records::new(finished.transport),
+            records,
             handshake_hash: finished.hash,
             remote_static: finished.remote_static,
             phase: Phase::Admission { until },
+            renewal,
+            renew: false,
             keys_since: now,
             retire_at: now + KEY_AGE_MAX,
             heard_at: now,
             unanswered_since: None,
             pinged_at: None,
-        }
+        })
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -69,11 +85,23 @@ impl Open {
     pub(super) fn timeout(&self) -> Instant {
         match self.phase {
             Phase::Admission { until } => until,
-            Phase::Running => self.keep_alive_at().min(self.retire_at),
+            Phase::Running => [self.renewal.timeout(), self.renew_at()]
+                .into_iter()
+                .flatten()
+                .fold(self.keep_alive_at().min(self.retire_at), Instant::min),
         }
     }
 
-    /// Ends a session whose admission is late, or whose keys are old; pings a silent peer.
+    pub(super) fn awaits_secret(&self) -> bool {
+        self.renewal.awaits_secret()
+    }
+
+    pub(super) fn awaits_storing(&self) -> bool {
+        self.renewal.awaits_storing()
+    }
+
+    /// Ends a session whose admission is late, or whose keys are old; renews keys; pings a silent
+    /// peer.
     pub(super) fn handle_timeout(
         &mut self,
         now: Instant,
@@ -90,6 +118,15 @@ impl Open {
         }
         if self.retire_at <= now {
             return self.close(Admission::GoingAway, outbox);
+        }
+        let step = self.renewal.handle_timeout(now, outbox)?;
+        self.apply(now, step, outbox)?;
+        if self.renew_at().is_some_and(|at| at <= now) {
+            self.renew = true;
+            self.begin_renewal(now, outbox)?;
+        }
+        if now < self.keep_alive_at() {
+            return self.end_if_spent(outbox);
         }
         if self.pinged_at.is_some() {
             let silence = now.saturating_duration_since(self.heard_at);
@@ -122,9 +159,31 @@ impl Open {
         bytes: &[u8],
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
-        self.note_use(now);
+        self.note_use(now, outbox)?;
         self.unanswered_since.get_or_insert(now);
         self.transmit(RecordType::Stream, bytes, outbox)
+    }
+
+    /// Takes the answer to a [`Event::KeyOperation`] of the renewal.
+    pub(super) fn handle_shared_secret(
+        &mut self,
+        now: Instant,
+        secret: Result<SharedSecret, KeyError>,
+        outbox: &mut Outbox,
+    ) -> Result<Flow, SessionError> {
+        let step = self.renewal.handle_shared_secret(now, secret, outbox)?;
+        self.apply(now, step, outbox)?;
+        self.end_if_spent(outbox)
+    }
+
+    /// Goes on with a renewal whose new statement is stored.
+    pub(super) fn handle_statement_stored(
+        &mut self,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Result<Flow, SessionError> {
+        self.renewal.handle_stored(now, outbox)?;
+        Ok(Flow::Continues)
     }
 
     /// Tells the peer why this is the end.
@@ -133,8 +192,7 @@ impl Open {
         reason: Admission,
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
-        let record = self.records.seal(RecordType::Close, &reason.encode());
-        outbox.push(record.map_err(SessionError::LocalCrypto)?);
+        self.seal(RecordType::Close, &reason.encode(), outbox)?;
         outbox.event(Event::Closed(reason));
         Ok(Flow::Ends)
     }
@@ -144,18 +202,17 @@ impl Open {
     pub(super) fn handle_record(
         &mut self,
         now: Instant,
-        frame: &[u8],
+        frame: BytesMut,
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
-        let result = match self.records.open(frame) {
+        let result = match self.records.receiving.open(frame) {
             Ok((kind, body)) => self.take(now, kind, body, outbox),
-            Err(RecordError::Rejected) => Err(SessionError::PeerRejected),
+            Err(RecordError::Rejected) => return Err(SessionError::PeerRejected),
             Err(RecordError::UnknownType) => Err(SessionError::PeerProtocol),
         };
-        if matches!(result, Err(SessionError::PeerProtocol)) {
+        if result.is_err() {
             let reason = Admission::ProtocolError.encode();
-            let record = self.records.seal(RecordType::Close, &reason);
-            outbox.push(record.map_err(SessionError::LocalCrypto)?);
+            self.seal(RecordType::Close, &reason, outbox)?;
         }
         result
     }
@@ -164,7 +221,7 @@ impl Open {
         &mut self,
         now: Instant,
         kind: RecordType,
-        body: Vec<u8>,
+        body: Bytes,
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
         self.heard_at = now;
@@ -185,8 +242,8 @@ impl Open {
                 self.run(now, outbox);
             }
             RecordType::Stream if self.is_running() && !body.is_empty() => {
-                self.note_use(now);
                 outbox.event(Event::Data(body));
+                self.note_use(now, outbox)?;
             }
             RecordType::Ping if self.is_running() && body.is_empty() => {
                 // A peer that pings and does not read shall not fill the queue.
@@ -195,9 +252,30 @@ impl Open {
                 }
             }
             RecordType::Pong if self.is_running() && body.is_empty() => {}
-            RecordType::Admission | RecordType::Stream | RecordType::Ping | RecordType::Pong => {
-                return Err(SessionError::PeerProtocol);
+            RecordType::Renewal if self.may_renew(now) && self.is_running() => {
+                let step = self.renewal.handle_message(now, &body, outbox)?;
+                self.apply(now, step, outbox)?;
             }
+            RecordType::Switch if self.is_running() && body.is_empty() => {
+                let step = self.renewal.handle_switch(outbox)?;
+                self.apply(now, step, outbox)?;
+            }
+            RecordType::PleaseRenew
+                if self.may_renew(now)
+                    && self.is_running()
+                    && self.role == Role::Initiator
+                    && body.is_empty() =>
+            {
+                self.renew = true;
+                self.begin_renewal(now, outbox)?;
+            }
+            RecordType::Admission
+            | RecordType::Stream
+            | RecordType::Ping
+            | RecordType::Pong
+            | RecordType::Renewal
+            | RecordType::Switch
+            | RecordType::PleaseRenew => return Err(SessionError::PeerProtocol),
         }
         self.end_if_spent(outbox)
     }
@@ -217,9 +295,60 @@ impl Open {
         body: &[u8],
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
-        let record = self.records.seal(kind, body);
-        outbox.push(record.map_err(SessionError::LocalCrypto)?);
+        self.seal(kind, body, outbox)?;
         self.end_if_spent(outbox)
+    }
+
+    fn seal(
+        &mut self,
+        kind: RecordType,
+        body: &[u8],
+        outbox: &mut Outbox,
+    ) -> Result<(), SessionError> {
+        self.records
+            .sending
+            .seal(kind, body, outbox.tail())
+            .map_err(|error| SessionError::LocalCrypto(error.into()))
+    }
+
+    /// Does what the renewal asks for. New keys count from now.
+    fn apply(&mut self, now: Instant, step: Move, outbox: &mut Outbox) -> Result<(), SessionError> {
+        match step {
+            Move::Nothing => return Ok(()),
+            Move::Send(body) => return self.seal(RecordType::Renewal, &body, outbox),
+            Move::Introduce(body, sending) => {
+                self.seal(RecordType::Renewal, &body, outbox)?;
+                self.records.sending = sending;
+                return Ok(());
+            }
+            Move::Exchange(records) => {
+                self.seal(RecordType::Switch, &[], outbox)?;
+                self.records = records;
+            }
+            Move::Receive(receiving) => self.records.receiving = receiving,
+        }
+        self.renew = false;
+        self.keys_since = now;
+        self.retire_at = now + KEY_AGE_MAX;
+        Ok(())
+    }
+
+    /// The gateway renews; the service asks it to, once.
+    fn begin_renewal(&mut self, now: Instant, outbox: &mut Outbox) -> Result<(), SessionError> {
+        let step = self.renewal.begin(now)?;
+        self.apply(now, step, outbox)
+    }
+
+    /// When keys are renewed that nobody uses: by the gateway, before a day ends them.
+    fn renew_at(&self) -> Option<Instant> {
+        let idle = self.role == Role::Initiator && !self.renew;
+        idle.then(|| self.keys_since + KEY_AGE_MAX - KEY_GRACE)
+    }
+
+    /// Whether a peer whose clock or counters differ a little may think that it is time. Nobody
+    /// may make the keys work more often than this.
+    fn may_renew(&self, now: Instant) -> bool {
+        self.renew || self.records.are_half_worn() || self.keys_since + KEY_FRESH / 2 <= now
     }
 
     fn end_if_spent(&mut self, outbox: &mut Outbox) -> Result<Flow, SessionError> {
@@ -229,11 +358,21 @@ impl Open {
         Ok(Flow::Continues)
     }
 
-    /// An idle session keeps its keys for a day; the first stream bytes late in their hour of use
-    /// leave them ten minutes more.
-    fn note_use(&mut self, now: Instant) {
-        if self.keys_since + KEY_FRESH <= now {
-            self.retire_at = self.retire_at.min(now + KEY_GRACE);
+    /// An idle session keeps its keys for a day. The first stream bytes late in their hour of use,
+    /// or when they have done much, begin their renewal and leave them ten minutes more.
+    fn note_use(&mut self, now: Instant, outbox: &mut Outbox) -> Result<(), SessionError> {
+        let due = self.keys_since + KEY_FRESH <= now || self.records.are_worn();
+        if !due || self.renew {
+            return Ok(());
+        }
+        self.renew = true;
+        self.retire_at = self.retire_at.min(now + KEY_GRACE);
+        match self.role {
+            Role::Initiator => self.begin_renewal(now, outbox),
+            Role::Responder if self.renewal.is_at_rest() => {
+                self.seal(RecordType::PleaseRenew, &[], outbox)
+            }
+            Role::Responder => Ok(()),
         }
     }
 
@@ -280,75 +419,4 @@ const KEY_FRESH: Duration = Duration::from_secs(50 * 60);
 const KEY_GRACE: Duration = Duration::from_secs(10 * 60);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture;
-    use crate::kem::{self, KemKey};
-    use crate::noise::{Handshake, ephemeral_of};
-    use crate::record::KEY_RECORDS_MAX;
-    use crate::{SoftwareStaticKey, StaticKey as _, Suite};
-
-    #[test]
-    fn a_key_at_its_last_records_closes_the_session_instead_of_sealing_more() {
-        let now = Instant::now();
-        let (mut gateway, mut service) = running(now);
-        let (mut up, mut down) = (Outbox::default(), Outbox::default());
-        gateway.records.pretend_sent(KEY_RECORDS_MAX - 4);
-
-        let flow = gateway.send(now, b"last but one", &mut up).unwrap();
-        assert_eq!(flow, Flow::Continues);
-        let flow = gateway.send(now, b"last", &mut up).unwrap();
-        assert_eq!(flow, Flow::Ends);
-        assert!(matches!(
-            up.events.pop_front(),
-            Some(Event::Closed(Admission::GoingAway))
-        ));
-
-        let mut flow = Flow::Continues;
-        while let Some(frame) = up.pop() {
-            assert_eq!(flow, Flow::Continues);
-            flow = service.handle_record(now, &frame[2..], &mut down).unwrap();
-        }
-        assert_eq!(flow, Flow::Ends);
-        assert!(matches!(
-            down.events.pop_back(),
-            Some(Event::Closed(Admission::GoingAway))
-        ));
-        assert_eq!(down.events.len(), 2);
-    }
-
-    /// A gateway and a service that just opened.
-    fn running(now: Instant) -> (Open, Open) {
-        let keys = [1, 2].map(|seed| SoftwareStaticKey::generate(&mut fixture::rng(seed)));
-        let new = |role, key: &SoftwareStaticKey, seed| {
-            let mut rng = fixture::rng(seed);
-            Handshake::new(role, Suite::ChaChaPoly, b"", key.public(), &mut rng).unwrap()
-        };
-        let mut gateway = new(Role::Initiator, &keys[0], 3);
-        let mut service = new(Role::Responder, &keys[1], 4);
-        let kem = KemKey::generate(&mut fixture::rng(5));
-        let (_, psk) = kem::encapsulate(kem.public(), &mut fixture::rng(6)).unwrap();
-        gateway.set_psk(&psk).unwrap();
-        service.set_psk(&psk).unwrap();
-
-        let message = gateway.write(&[]).unwrap();
-        service.read(&message).unwrap();
-        let peer = ephemeral_of(&message).unwrap();
-        service.answer(peer, keys[1].ecdh_now(&peer).unwrap());
-        let message = service.write(&[]).unwrap();
-        gateway.read(&message).unwrap();
-        let peer = ephemeral_of(&message).unwrap();
-        gateway.answer(peer, keys[0].ecdh_now(&peer).unwrap());
-        service.read(&gateway.write(&[]).unwrap()).unwrap();
-
-        let open = |role, handshake: Handshake| {
-            let mut open = Open::new(role, handshake.finish().unwrap(), now, now);
-            open.run(now, &mut Outbox::default());
-            open
-        };
-        (
-            open(Role::Initiator, gateway),
-            open(Role::Responder, service),
-        )
-    }
-}
+mod tests;

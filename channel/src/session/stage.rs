@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use bytes::BytesMut;
+
 use super::initiator::Initiator;
 use super::open::{Flow, Open};
 use super::responder::Responder;
@@ -33,12 +35,12 @@ impl Stage {
     pub(super) fn handle_frame(
         self,
         now: Instant,
-        frame: &[u8],
+        frame: BytesMut,
         outbox: &mut Outbox,
     ) -> Result<Self, SessionError> {
         match self.in_time(now)? {
-            Self::Initiator(initiator) => initiator.handle_reply(now, frame, outbox),
-            Self::Responder(responder) => responder.handle_message(now, frame, outbox),
+            Self::Initiator(initiator) => initiator.handle_reply(now, &frame, outbox),
+            Self::Responder(responder) => responder.handle_message(now, &frame, outbox),
             Self::Open(mut open) => {
                 if !open.is_running() {
                     open.handle_timeout(now, outbox)?;
@@ -70,12 +72,17 @@ impl Stage {
         match self {
             Self::Initiator(initiator) => initiator.awaits_secret(),
             Self::Responder(responder) => responder.awaits_secret(),
-            Self::Open(_) | Self::Closed | Self::Failed => false,
+            Self::Open(open) => open.awaits_secret(),
+            Self::Closed | Self::Failed => false,
         }
     }
 
     pub(super) fn awaits_storing(&self) -> bool {
-        matches!(self, Self::Initiator(initiator) if initiator.awaits_storing())
+        match self {
+            Self::Initiator(initiator) => initiator.awaits_storing(),
+            Self::Open(open) => open.awaits_storing(),
+            Self::Responder(_) | Self::Closed | Self::Failed => false,
+        }
     }
 
     pub(super) fn awaits_admission(&self) -> bool {

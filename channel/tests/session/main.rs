@@ -13,5 +13,6 @@ mod handshake;
 mod impostor;
 mod net;
 mod records;
+mod renewal;
 mod time;
 mod vector;

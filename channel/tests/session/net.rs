@@ -126,6 +126,8 @@ pub(crate) struct Side {
     pub(crate) peers: Vec<(PublicKey, Purpose, String)>,
     pub(crate) opened: Option<([u8; 32], PublicKey)>,
     pub(crate) received: Vec<u8>,
+    pub(crate) renewed: usize,
+    pub(crate) renewals_failed: Vec<SessionError>,
     pub(crate) closed: Option<Admission>,
     /// All bytes it ever sent.
     pub(crate) sent: Vec<u8>,
@@ -144,6 +146,8 @@ impl Side {
             peers: Vec::new(),
             opened: None,
             received: Vec::new(),
+            renewed: 0,
+            renewals_failed: Vec::new(),
             closed: None,
             sent: Vec::new(),
         }
@@ -212,6 +216,8 @@ impl Side {
                     remote_static,
                 } => self.opened = Some((handshake_hash, remote_static)),
                 Event::Data(bytes) => self.received.extend(bytes),
+                Event::Renewed => self.renewed += 1,
+                Event::RenewalFailed(error) => self.renewals_failed.push(error),
                 Event::Closed(reason) => self.closed = Some(reason),
             }
         }

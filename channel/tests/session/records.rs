@@ -69,9 +69,9 @@ fn a_long_send_is_cut_into_the_longest_records() {
 
     gateway.session.send(world.start, &bytes).unwrap();
 
-    let first = gateway.session.poll_transmit().unwrap();
-    assert_eq!(first.len(), 2 + 65_535);
-    service.feed(world.start, &first).unwrap();
+    let records = gateway.take();
+    assert_eq!(records[..2], 65_535_u16.to_be_bytes());
+    service.feed(world.start, &records).unwrap();
     exchange(&mut gateway, &mut service, world.start).unwrap();
     assert_eq!(service.received, bytes);
 }
@@ -235,9 +235,9 @@ fn bytes_before_a_bad_record_are_delivered() {
     assert_rejected(&mut service, &world, &[first, second].concat(), b"one");
 }
 
-// 18: renewal is not there yet, so its records are unknown ones.
+// 18: 4, 5 and 7 are records of a renewal, which is not due.
 #[test]
-fn records_that_the_protocol_does_not_have_are_refused_and_the_peer_is_told() {
+fn records_that_the_protocol_does_not_have_here_are_refused_and_the_peer_is_told() {
     let plaintexts: [&[u8]; 17] = [
         &[4],
         &[5],
