@@ -33,9 +33,10 @@ use zeroize::Zeroizing;
 #[tokio::test]
 async fn a_registered_service_is_reached_end_to_end() {
     let relay = Relay::start().await;
-    let service = Service::new();
+    // For the rest of the program: the drivers are spawned.
+    let service: &'static Service = Box::leak(Box::new(Service::new()));
+    let gateway_key: &'static _ = Box::leak(Box::new(SoftwareStaticKey::generate(&mut rng())));
     let mut registration = service.register(&relay, 1).await.unwrap();
-    let gateway_key = SoftwareStaticKey::generate(&mut rng());
     let config = InitiatorConfig {
         suite: Suite::AesGcm,
         pin: service.fingerprint(),
@@ -46,7 +47,7 @@ async fn a_registered_service_is_reached_end_to_end() {
     };
 
     let (connected, accepted) = tokio::join!(
-        link::connect(&relay.address, config, &gateway_key, &Shelf),
+        link::connect(&relay.address, config, gateway_key, &Shelf),
         async {
             let id = incoming(&mut registration).await;
             let stream = link::relay::accept(&relay.address, id).await.unwrap();

@@ -15,23 +15,25 @@ use yamux::{Config, Connection, Mode};
 use crate::control::Control;
 use crate::pipe::{Pipe, Shared};
 use crate::pump::{CLOSE_TIME_MAX, Pump};
+use crate::renewal::{Owner, Part, Renewals};
 use crate::streams::{OPENED_MAX, OpenRequest, STREAMS_MAX, name_incoming};
 use crate::{LinkError, Messages, StreamName, Streams};
 
-/// A session that is open, with nothing on it yet.
-pub struct Link {
+/// A session that is open, with nothing on it yet. It borrows what it needs to renew its keys: the own
+/// channel key, and whom it asks.
+pub struct Link<'a> {
     /// Names this session, the same on both sides; evidence is bound to it (protocol.md 2.3).
     pub handshake_hash: [u8; 32],
     /// The key that the peer has proved.
     pub remote_static: PublicKey,
     pump: Pump,
-    mode: Mode,
+    owner: Owner<'a>,
 }
 
-impl Link {
+impl<'a> Link<'a> {
     pub(crate) fn new(
         pump: Pump,
-        mode: Mode,
+        owner: Owner<'a>,
         handshake_hash: [u8; 32],
         remote_static: PublicKey,
     ) -> Self {
@@ -39,7 +41,7 @@ impl Link {
             handshake_hash,
             remote_static,
             pump,
-            mode,
+            owner,
         }
     }
 
@@ -52,16 +54,21 @@ impl Link {
 
     /// The part that moves bytes, and the part that uses the streams.
     #[must_use]
-    pub fn split(self) -> (Driver, Streams) {
+    pub fn split(self) -> (Driver<'a>, Streams) {
         let control = Arc::clone(self.pump.control());
+        let mode = match self.owner.part {
+            Part::Gateway(_) => Mode::Client,
+            Part::Service(..) => Mode::Server,
+        };
         let pipe = Pipe::new(self.pump);
         let shared = pipe.share();
         let (opens_sender, opens) = mpsc::channel(OPENED_MAX);
         let (accepted, accepted_receiver) = mpsc::channel(STREAMS_MAX);
         let streams = Streams::new(opens_sender, accepted_receiver, Arc::clone(&control));
         let driver = Driver {
-            connection: Connection::new(pipe, limits(), self.mode),
+            connection: Connection::new(pipe, limits(), mode),
             shared,
+            renewals: Renewals::new(self.owner),
             naming: FuturesUnordered::new(),
             opens,
             accepted,
@@ -75,9 +82,10 @@ impl Link {
 /// Moves the bytes of a link: socket, session, streams, keep-alive.
 ///
 /// Drop it to cut the link; the peer will report a truncation.
-pub struct Driver {
+pub struct Driver<'a> {
     connection: Connection<Pipe>,
     shared: Arc<Mutex<Shared>>,
+    renewals: Renewals<'a>,
     /// Streams the peer has opened, while their names arrive. As many as there are streams.
     naming: FuturesUnordered<BoxFuture<'static, Option<(StreamName, Messages)>>>,
     opens: mpsc::Receiver<OpenRequest>,
@@ -86,7 +94,7 @@ pub struct Driver {
     ended_well: bool,
 }
 
-impl Driver {
+impl Driver<'_> {
     /// Runs the link until it ends, and returns why one of the sides has closed it.
     ///
     /// Not to be cancelled and called again: dropping the future cuts the link.
@@ -151,7 +159,9 @@ impl Driver {
                 continue;
             }
             let mut shared = Shared::lock(&self.shared);
-            match shared.pump.poll_ahead(cx) {
+            let ahead = shared.pump.poll_ahead(cx);
+            let renewed = self.renewals.poll(cx, &mut shared.pump, &self.control);
+            match ahead.and_then(|ahead| Ok(ahead | renewed?)) {
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
                 Err(error) => {
@@ -216,7 +226,7 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl Drop for Driver<'_> {
     fn drop(&mut self) {
         if !self.ended_well {
             self.control.set_broken();

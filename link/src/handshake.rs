@@ -12,9 +12,9 @@ use getrandom::SysRng;
 use rand_core::UnwrapErr;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use yamux::Mode;
 
 use crate::pump::{CLOSE_TIME_MAX, Pump, now};
+use crate::renewal::{Owner, Part};
 use crate::{Address, Link, LinkError, dial};
 
 /// Where a gateway keeps the newest statement of its service.
@@ -30,7 +30,8 @@ pub trait KeepStatement: Send + Sync {
 
 /// Who may come in.
 pub trait Registry: Send + Sync {
-    /// Looks up a gateway that has proved its key, by exactly this key, and decides.
+    /// Looks up a gateway that has proved its key, by exactly this key, and decides. Asked again
+    /// whenever the session has renewed its keys (protocol.md 2.5).
     fn admit<'a>(&'a self, peer: &'a PeerHello) -> BoxFuture<'a, Admission>;
 }
 
@@ -50,18 +51,19 @@ pub struct PeerHello {
 /// Reaches the service and opens a session: what a gateway does.
 ///
 /// Waits 10 s for the connection, 15 s for a relay, and 30 s for the handshake, of which the own
-/// key may take 10 s. `key` is used once, after the service has proved to be the pinned one.
+/// key may take 10 s. `key` is used once, after the service has proved to be the pinned one, and
+/// once more whenever the session renews its keys.
 ///
 /// # Errors
 ///
 /// See [`LinkError`]; nothing is left behind. Try again after a pause that grows, at the next
 /// address first (protocol.md 6).
-pub async fn connect(
+pub async fn connect<'a>(
     address: &Address,
     config: InitiatorConfig,
-    key: &dyn StaticKey,
-    keep: &dyn KeepStatement,
-) -> Result<Link, LinkError> {
+    key: &'a dyn StaticKey,
+    keep: &'a dyn KeepStatement,
+) -> Result<Link<'a>, LinkError> {
     let stream = dial(address, &config.pin, None).await?;
     connect_over(stream, config, key, keep).await
 }
@@ -71,12 +73,12 @@ pub async fn connect(
 /// # Errors
 ///
 /// As [`connect`].
-pub async fn connect_over(
+pub async fn connect_over<'a>(
     stream: TcpStream,
     config: InitiatorConfig,
-    key: &dyn StaticKey,
-    keep: &dyn KeepStatement,
-) -> Result<Link, LinkError> {
+    key: &'a dyn StaticKey,
+    keep: &'a dyn KeepStatement,
+) -> Result<Link<'a>, LinkError> {
     let session = Session::initiate(config, Box::new(UnwrapErr(SysRng)), now())?;
     let mut pump = Pump::new(stream, session);
     loop {
@@ -90,10 +92,16 @@ pub async fn connect_over(
             Event::Open {
                 handshake_hash,
                 remote_static,
-            } => return Ok(Link::new(pump, Mode::Client, handshake_hash, remote_static)),
+            } => {
+                let part = Part::Gateway(keep);
+                let owner = Owner { key, part };
+                return Ok(Link::new(pump, owner, handshake_hash, remote_static));
+            }
             Event::Closed(reason) => return Err(LinkError::Refused(reason)),
             // Events of the other role, or of a later stage.
-            Event::Peer { .. } | Event::Data(_) => return Err(out_of_turn()),
+            Event::Peer { .. } | Event::Data(_) | Event::Renewed | Event::RenewalFailed(_) => {
+                return Err(out_of_turn());
+            }
         }
     }
 }
@@ -107,12 +115,12 @@ pub async fn connect_over(
 /// [`LinkError::NotAdmitted`] as the registry decided; [`LinkError::LocalKey`] and the like if
 /// the service itself is at fault; the rest is the peer's. Message 3 must have come within 15 s
 /// (protocol.md 2.4).
-pub async fn accept(
+pub async fn accept<'a>(
     stream: TcpStream,
     config: ResponderConfig,
-    key: &dyn StaticKey,
-    registry: &dyn Registry,
-) -> Result<(Link, PeerHello), LinkError> {
+    key: &'a dyn StaticKey,
+    registry: &'a dyn Registry,
+) -> Result<(Link<'a>, PeerHello), LinkError> {
     // Records go out when they are ready; waiting to fill a segment would only add delay.
     stream.set_nodelay(true).map_err(LinkError::Transport)?;
     let session = Session::respond(config, Box::new(UnwrapErr(SysRng)), now())?;
@@ -134,9 +142,12 @@ pub async fn accept(
                 };
             }
             // Events of the other role, or of a later stage.
-            Event::NewStatement(_) | Event::Open { .. } | Event::Data(_) | Event::Closed(_) => {
-                return Err(out_of_turn());
-            }
+            Event::NewStatement(_)
+            | Event::Open { .. }
+            | Event::Data(_)
+            | Event::Renewed
+            | Event::RenewalFailed(_)
+            | Event::Closed(_) => return Err(out_of_turn()),
         }
     };
     let admission = pump.meanwhile(registry.admit(&hello)).await?;
@@ -151,13 +162,17 @@ pub async fn accept(
             handshake_hash,
             remote_static,
         } => {
-            let link = Link::new(pump, Mode::Server, handshake_hash, remote_static);
+            let part = Part::Service(registry, hello.clone());
+            let owner = Owner { key, part };
+            let link = Link::new(pump, owner, handshake_hash, remote_static);
             Ok((link, hello))
         }
         Event::Closed(reason) => Err(LinkError::NotAdmitted(reason)),
         Event::NewStatement(_)
         | Event::KeyOperation { .. }
         | Event::Peer { .. }
+        | Event::Renewed
+        | Event::RenewalFailed(_)
         | Event::Data(_) => Err(out_of_turn()),
     }
 }

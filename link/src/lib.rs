@@ -24,6 +24,7 @@ mod messages;
 mod pipe;
 mod pump;
 pub mod relay;
+mod renewal;
 mod streams;
 
 pub use address::{Address, AddressError};

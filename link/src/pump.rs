@@ -1,5 +1,6 @@
 //! Moves bytes between a socket and a session, and runs the session's clock.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
@@ -28,6 +29,8 @@ pub(crate) struct Pump {
     record: Bytes,
     /// Stream bytes that arrived and were not taken yet.
     inbox: BytesMut,
+    /// What a renewal asks of the owner.
+    asked: VecDeque<Event>,
     /// Why the session was closed, once either side has closed it.
     closed: Option<Admission>,
     clock: Option<Pin<Box<Sleep>>>,
@@ -41,6 +44,7 @@ impl Pump {
             session,
             record: Bytes::new(),
             inbox: BytesMut::new(),
+            asked: VecDeque::new(),
             closed: None,
             clock: None,
             control: Arc::default(),
@@ -58,6 +62,11 @@ impl Pump {
 
     pub(crate) fn session(&mut self) -> &mut Session {
         &mut self.session
+    }
+
+    /// What the session asks of its owner to renew its keys.
+    pub(crate) fn take_asked(&mut self) -> VecDeque<Event> {
+        std::mem::take(&mut self.asked)
     }
 
     /// Waits for the session's next event. For the handshake; afterwards
@@ -283,11 +292,12 @@ impl Pump {
             match event {
                 Event::Data(bytes) => self.inbox.extend_from_slice(&bytes),
                 Event::Closed(reason) => self.closed = Some(reason),
-                // Of the handshake, which is over.
                 Event::NewStatement(_)
                 | Event::KeyOperation { .. }
-                | Event::Peer { .. }
-                | Event::Open { .. } => {}
+                | Event::Renewed
+                | Event::RenewalFailed(_) => self.asked.push_back(event),
+                // Of the handshake, which is over.
+                Event::Peer { .. } | Event::Open { .. } => {}
             }
         }
     }

@@ -21,22 +21,23 @@ use link::{Address, Link, LinkError, PeerHello, Stage};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-type Outcome = (
-    Result<Link, LinkError>,
-    Result<(Link, PeerHello), LinkError>,
+type Outcome<'a> = (
+    Result<Link<'a>, LinkError>,
+    Result<(Link<'a>, PeerHello), LinkError>,
 );
 
 /// Lets the gateway connect to the service, with everything as given.
-async fn meet(
-    gateway: (InitiatorConfig, &dyn StaticKey, &Shelf),
-    service: &Service,
+async fn meet<'a>(
+    gateway: (InitiatorConfig, &'a dyn StaticKey, &'a Shelf),
+    service: &'a Service,
     door: Admission,
-) -> Outcome {
+) -> Outcome<'a> {
     let (config, key, shelf) = gateway;
+    let door = Box::leak(Box::new(Door(door)));
     let (listener, address) = listen().await;
     tokio::join!(link::connect(&address, config, key, shelf), async {
         let (stream, _) = listener.accept().await.unwrap();
-        service.accept(stream, &Door(door)).await
+        service.accept(stream, door).await
     })
 }
 

@@ -4,10 +4,11 @@
 
 pub(crate) mod authority;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use channel::{
-    Admission, Fingerprint, InitiatorConfig, Purpose, RecordPublicKey, Statement, StaticKey, Suite,
+    Admission, Fingerprint, InitiatorConfig, KeyError, KeyFuture, PublicKey, Purpose,
+    RecordPublicKey, SharedSecret, Statement, StaticKey, Suite,
 };
 use cloud::{
     keys::ServiceKeys,
@@ -22,7 +23,11 @@ use link::{Address, KeepStatement, LinkError, Streams};
 use rand_core::UnwrapErr;
 use rusqlite::{Connection, types::FromSql};
 use tempfile::TempDir;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 /// A service on loopback; its state goes with it.
@@ -130,7 +135,18 @@ impl Cloud {
             purpose,
             version: "test".into(),
         };
-        let link = link::connect(address, config, key, &Shelf).await?;
+        let (asks, mut asked) = mpsc::unbounded_channel();
+        let lent: &'static Lent = Box::leak(Box::new(Lent {
+            public: key.public(),
+            asks,
+        }));
+        let mut connecting = pin!(link::connect(address, config, lent, &Shelf));
+        let link = loop {
+            tokio::select! {
+                link = &mut connecting => break link?,
+                Some((peer, answer)) = asked.recv() => drop(answer.send(key.ecdh(peer).await)),
+            }
+        };
         let h = link.handshake_hash;
         let (driver, streams) = link.split();
         let driving = tokio::spawn(driver.run());
@@ -215,3 +231,24 @@ pub(crate) const REGISTRY: &str = "registry.db";
 
 /// Longer than anything takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The key of a test, lent for the handshake, to a driver that outlives it.
+struct Lent {
+    public: PublicKey,
+    asks: mpsc::UnboundedSender<(PublicKey, oneshot::Sender<Result<SharedSecret, KeyError>>)>,
+}
+
+impl StaticKey for Lent {
+    fn public(&self) -> PublicKey {
+        self.public
+    }
+
+    fn ecdh(&self, peer: PublicKey) -> KeyFuture<'_, SharedSecret> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let gone = |_| KeyError::new("the test has its key back");
+            self.asks.send((peer, answer)).map_err(|_| gone(()))?;
+            answered.await.map_err(|_| gone(()))?
+        })
+    }
+}

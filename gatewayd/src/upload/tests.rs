@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use channel::{
     Admission, Epoch, EpochClock, EpochTerms, HeaderSigner, InitiatorConfig, Purpose,
-    ResponderConfig, SealedBatch, SigningKey, StaticKey, Suite,
+    ResponderConfig, SealedBatch, SigningKey, SoftwareStaticKey, StaticKey, Suite,
 };
 use futures::future::BoxFuture;
 use link::{Address, PeerHello, Registry, StreamName};
@@ -513,10 +513,16 @@ impl Site {
             statement: self.keys.statement(1),
             static_key: self.keys.channel.public(),
         };
-        let near = link::connect(&address, config, &self.keys.gateway_channel, &*self.service);
+        // For the rest of the program, since the drivers are spawned.
+        let shelf: &'static Arc<Service> = Box::leak(Box::new(Arc::clone(&self.service)));
+        let [near_key, far_key] = [&self.keys.gateway_channel, &self.keys.channel].map(|key| {
+            let key = SoftwareStaticKey::from_bytes(&*key.to_bytes()).unwrap();
+            &*Box::leak(Box::new(key))
+        });
+        let near = link::connect(&address, config, near_key, &**shelf);
         let (near, far) = tokio::join!(near, async {
             let (stream, _) = listener.accept().await.unwrap();
-            link::accept(stream, answer, &self.keys.channel, &Open).await
+            link::accept(stream, answer, far_key, &Open).await
         });
         let (near_driver, near) = near.unwrap().split();
         let (far_driver, far) = far.unwrap().0.split();
