@@ -2,9 +2,9 @@
 //! beside the same core's key exchanges (a key made, and one ECDH) on P-256 with `p256`, which the
 //! channel uses, and with `ring`, which is the fastest at hand.
 //!
-//! A handshake has eight multiplications on P-256 (on each side a key made and three ECDH), which
-//! is four exchanges. What would worry us: a handshake that costs more than six exchanges of
-//! `p256`, since the rest (ML-KEM-768, hashes, ciphers) should be small beside them.
+//! A handshake has two such exchanges and four more ECDH, which comes to five exchanges. What would
+//! worry us: a handshake that costs more than six of `p256`, since the rest (ML-KEM-768, hashes,
+//! ciphers) should be small beside them.
 //! `docs/benches.md` keeps the figures.
 
 #![allow(

@@ -16,7 +16,6 @@ use link::{Address, KeepStatement, Messages, PeerHello, Registry, StreamName};
 use rand_core::UnwrapErr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 
 /// `gateway-cloud relay` without its limit of bytes per second, which its configuration does not
 /// know. Says its port.
@@ -34,7 +33,7 @@ pub(crate) fn relay() {
             },
         };
         println!("{}", address.port());
-        cloud::relay::serve(listener, config, CancellationToken::new())
+        cloud::tasks::run(|stop| cloud::relay::serve(listener, config, stop))
             .await
             .unwrap();
     });
