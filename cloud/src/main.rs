@@ -191,9 +191,11 @@ async fn run_relay(config: Config) -> anyhow::Result<()> {
     tracing::info!(%address, "relaying");
     let relay = RelayConfig {
         names,
+        services: None,
         admit: Admit::Open,
         max_clients: config.relay.max_clients,
         limits: Limits::default(),
+        metrics: relay::RelayMetrics::default(),
     };
     tasks::run(|stop| relay::serve(listener, relay, stop)).await
 }

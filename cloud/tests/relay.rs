@@ -16,7 +16,7 @@ use channel::{
     SigningKey, SoftwareSigningKey, SoftwareStaticKey, Statement, StatementContent, StaticKey,
     Suite,
 };
-use cloud::relay::{Admit, Limits, RelayConfig, serve};
+use cloud::relay::{Admit, Limits, RelayConfig, RelayMetrics, serve};
 use futures::future::BoxFuture;
 use getrandom::SysRng;
 use link::relay::{Registration, RelayEvent, Token};
@@ -574,9 +574,11 @@ impl Relay {
         let address = format!("relay://{name}").parse().unwrap();
         let config = change(RelayConfig {
             names: vec!["relay.example:4430".to_owned(), name],
+            services: None,
             admit: Admit::Open,
             max_clients: 100,
             limits: Limits::default(),
+            metrics: RelayMetrics::default(),
         });
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, config, stop.clone()));

@@ -13,7 +13,7 @@ mod support;
 use std::time::Duration;
 
 use channel::{Admission, Purpose, SoftwareStaticKey};
-use cloud::relay::{self, Admit, Limits, RelayConfig};
+use cloud::relay::{self, Admit, Limits, RelayConfig, RelayMetrics};
 use link::{Address, LinkError};
 use support::{Cloud, PATIENCE, rng};
 use tokio::{
@@ -119,9 +119,11 @@ async fn answer(cloud: &Cloud, address: &Address) -> Admission {
 fn config(port: u16) -> RelayConfig {
     RelayConfig {
         names: vec![format!("127.0.0.1:{port}")],
+        services: None,
         admit: Admit::Open,
         max_clients: 100,
         limits: Limits::default(),
+        metrics: RelayMetrics::default(),
     }
 }
 
