@@ -103,12 +103,22 @@ mod tests {
         let get = ask(address, "GET /metrics").await;
         let (head, body) = get.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-        assert!(head.contains("content-type: application/openmetrics-text;"), "{head}");
-        assert!(body.contains("\ntest_build_info{version=\"1.2.3\"} 1\n"), "{body}");
+        assert!(
+            head.contains("content-type: application/openmetrics-text;"),
+            "{head}"
+        );
+        assert!(
+            body.contains("\ntest_build_info{version=\"1.2.3\"} 1\n"),
+            "{body}"
+        );
         assert!(body.contains("\nprocess_open_fds "), "{body}");
         assert!(body.ends_with("# EOF\n"), "{body}");
         assert!(ask(address, "GET /").await.starts_with("HTTP/1.1 404 "));
-        assert!(ask(address, "POST /metrics").await.starts_with("HTTP/1.1 405 "));
+        assert!(
+            ask(address, "POST /metrics")
+                .await
+                .starts_with("HTTP/1.1 405 ")
+        );
         stop.cancel();
         serving.await.unwrap();
     }

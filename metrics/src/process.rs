@@ -40,31 +40,52 @@ impl Collector for Process {
             ),
             None => Ok(()),
         };
-        let open = entry.fd_count().ok().and_then(|count| count.try_into().ok());
+        let open = entry
+            .fd_count()
+            .ok()
+            .and_then(|count| count.try_into().ok());
         gauge("process_open_fds", "Open file descriptors", open)?;
-        let limit = entry.limits().ok().map(|limits| limits.max_open_files.soft_limit);
+        let limit = entry
+            .limits()
+            .ok()
+            .map(|limits| limits.max_open_files.soft_limit);
         let limit = limit.map(|limit| match limit {
             LimitValue::Value(limit) => limit,
             LimitValue::Unlimited => u64::MAX,
         });
-        gauge("process_max_fds", "File descriptors that it may open", limit)?;
+        gauge(
+            "process_max_fds",
+            "File descriptors that it may open",
+            limit,
+        )?;
         let Ok(stat) = entry.stat() else {
             return Ok(());
         };
         let resident = Some(stat.rss_bytes().get());
         gauge("process_resident_memory_bytes", "Resident memory", resident)?;
-        gauge("process_virtual_memory_bytes", "Address space", Some(stat.vsize))?;
+        gauge(
+            "process_virtual_memory_bytes",
+            "Address space",
+            Some(stat.vsize),
+        )?;
         let threads = u64::try_from(stat.num_threads).ok();
         gauge("process_threads", "Threads", threads)?;
 
         let ticks_per_second = procfs::ticks_per_second().max(1);
         let started = procfs::boot_time_secs().ok();
         let started = started.map(|boot| boot.saturating_add(stat.starttime / ticks_per_second));
-        gauge("process_start_time_seconds", "When it started, since 1970", started)?;
+        gauge(
+            "process_start_time_seconds",
+            "When it started, since 1970",
+            started,
+        )?;
         show(
             &mut encoder,
             ("process_cpu_seconds", "User and system time"),
-            &ConstCounter::new(seconds(stat.utime.saturating_add(stat.stime), ticks_per_second)),
+            &ConstCounter::new(seconds(
+                stat.utime.saturating_add(stat.stime),
+                ticks_per_second,
+            )),
         )
     }
 }
@@ -98,15 +119,25 @@ mod tests {
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         let value = |name: &str| -> f64 {
-            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-            line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(&format!("{name} ")));
+            line.unwrap_or_else(|| panic!("no {name} in {text}"))
+                .parse()
+                .unwrap()
         };
         // By another way: what the process itself sees in its folder.
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
         let kib: f64 = line.trim().trim_end_matches(" kB").parse().unwrap();
         let resident = value("process_resident_memory_bytes");
-        assert!((kib * 512.0..kib * 2048.0).contains(&resident), "{resident}, {kib} KiB");
+        assert!(
+            (kib * 512.0..kib * 2048.0).contains(&resident),
+            "{resident}, {kib} KiB"
+        );
         assert!(value("process_open_fds") >= 3.0);
         assert!(value("process_max_fds") >= value("process_open_fds"));
         assert!(value("process_cpu_seconds_total") >= 0.0);

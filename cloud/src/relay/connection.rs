@@ -143,22 +143,20 @@ async fn take_role(
                 Err(code) => Err((stream, code)),
             }
         }
-        ClientMessage::Hello { service, token } => {
-            match join(relay, nonce, service, token).await {
-                Ok((client, mut peer)) => {
-                    drop(pending);
-                    let joined = async {
-                        say(&mut peer, RelayCode::Ok).await?;
-                        say(&mut stream, RelayCode::Ok).await
-                    };
-                    match joined.await {
-                        Ok(()) => Ok(Role::Joined(client, stream, peer)),
-                        Err(_) => Ok(Role::Done),
-                    }
+        ClientMessage::Hello { service, token } => match join(relay, nonce, service, token).await {
+            Ok((client, mut peer)) => {
+                drop(pending);
+                let joined = async {
+                    say(&mut peer, RelayCode::Ok).await?;
+                    say(&mut stream, RelayCode::Ok).await
+                };
+                match joined.await {
+                    Ok(()) => Ok(Role::Joined(client, stream, peer)),
+                    Err(_) => Ok(Role::Done),
                 }
-                Err(code) => Err((stream, code)),
             }
-        }
+            Err(code) => Err((stream, code)),
+        },
     }
 }
 

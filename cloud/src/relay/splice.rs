@@ -121,9 +121,7 @@ impl<'a> Direction<'a> {
             };
             activity.note();
             while pipe.held() > 0 {
-                let drained = self
-                    .to
-                    .async_io(Interest::WRITABLE, || pipe.drain(self.to));
+                let drained = self.to.async_io(Interest::WRITABLE, || pipe.drain(self.to));
                 drained.await?;
             }
             if self.passed(count, activity) {
@@ -210,4 +208,3 @@ impl Activity {
         }
     }
 }
-
