@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use wire::relay::{Answer, ClientMessage, Greeting, RelayCode, Token};
 
 use super::services::{self, Client, Registered, ServiceId};
-use super::sources::Pending;
+use super::sources::{Home, Pending};
 use super::splice::{Carrier, splice};
 use super::{Admit, Relay, registered};
 use crate::source::Source;
@@ -23,9 +23,9 @@ use crate::source::Source;
 /// so the other parts are boxed, and given back when they are done.
 pub(super) async fn run(relay: Arc<Relay>, stream: TcpStream, source: Source) {
     match Box::pin(enter(&relay, stream, source)).await {
-        Ok(Role::Registered(registered, stream, called)) => {
+        Ok(Role::Registered(service, stream, called)) => {
             Box::pin(registered::run(Arc::clone(&relay), stream, called)).await;
-            drop(registered);
+            drop(service);
         }
         Ok(Role::Joined(client, stream, peer)) => {
             let carrier = Carrier {
@@ -45,7 +45,7 @@ pub(super) async fn run(relay: Arc<Relay>, stream: TcpStream, source: Source) {
 
 /// What a connection is for, once it has said so and proved it.
 enum Role {
-    Registered(Registered, TcpStream, mpsc::Receiver<ConnectionId>),
+    Registered((Registered, Home), TcpStream, mpsc::Receiver<ConnectionId>),
     Joined(Client, TcpStream, TcpStream),
     /// It has been given to the one who waits for it, or has ended.
     Done,
@@ -137,7 +137,10 @@ async fn take_role(
                 .and_then(|statement| Registered::enter(relay, &statement));
             match entered {
                 Ok((registered, called)) => match say(&mut stream, RelayCode::Ok).await {
-                    Ok(()) => Ok(Role::Registered(registered, stream, called)),
+                    Ok(()) => {
+                        let service = (registered, pending.registered());
+                        Ok(Role::Registered(service, stream, called))
+                    }
                     Err(_) => Ok(Role::Done),
                 },
                 Err(code) => Err((stream, code)),

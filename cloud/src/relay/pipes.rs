@@ -188,3 +188,77 @@ fn uninterrupted(from: impl AsFd, to: impl AsFd, bytes: usize) -> Result<usize, 
 
 /// As many as may be busy at once on a relay with little to do; more are made and closed as needed.
 const IDLE_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::{Read, Write},
+        os::unix::net::UnixStream,
+    };
+
+    #[test]
+    fn an_empty_pipe_is_given_back_and_one_with_bytes_is_closed() {
+        let pipes = Pipes::new(BYTES, 4);
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let (out, mut end) = UnixStream::pair().unwrap();
+        far.write_all(b"seven b").unwrap();
+
+        let mut pipe = pipes.take().unwrap();
+        assert_eq!(pipe.fill(&near).unwrap(), Filled::Bytes(7));
+        assert_eq!(pipe.held(), 7);
+        pipe.drain(&out).unwrap();
+        assert_eq!(pipe.held(), 0);
+        let mut passed = [0; 7];
+        end.read_exact(&mut passed).unwrap();
+        assert_eq!(&passed, b"seven b");
+        drop(pipe);
+        assert_eq!(pipes.state().idle.len(), 1);
+
+        far.write_all(b"lost").unwrap();
+        let mut pipe = pipes.take().unwrap();
+        assert_eq!(pipe.fill(&near).unwrap(), Filled::Bytes(4));
+        drop(pipe);
+        // Nobody else gets what was meant for one.
+        assert_eq!(pipes.state().idle.len(), 0);
+        assert_eq!(pipes.state().taken, 0);
+    }
+
+    #[test]
+    fn no_more_pipes_than_allowed_are_in_use_and_few_wait() {
+        let pipes = Pipes::new(BYTES, 100);
+        let taken: Vec<_> = (0..100).map(|_| pipes.take().unwrap()).collect();
+        assert!(pipes.take().is_none());
+        drop(taken);
+        assert!(pipes.take().is_some());
+        assert_eq!(pipes.state().idle.len(), 64);
+    }
+
+    #[test]
+    fn a_pipe_holds_no_more_than_it_may() {
+        let pipes = Pipes::new(BYTES, 1);
+        let (mut far, near) = UnixStream::pair().unwrap();
+        far.set_nonblocking(true).unwrap();
+        let chunk = [0; 4096];
+        while far.write(&chunk).is_ok() {}
+        let mut pipe = pipes.take().unwrap();
+        let Filled::Bytes(count) = pipe.fill(&near).unwrap() else {
+            panic!("refused");
+        };
+        assert!((1..=BYTES).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_splice_is_asked_once() {
+        let pipes = Pipes::new(BYTES, 1);
+        let mut pipe = pipes.take().unwrap();
+        // splice(2): EINVAL if both descriptors refer to the same pipe.
+        let itself = pipe.ends.as_ref().unwrap().read.try_clone().unwrap();
+        assert_eq!(pipe.fill(&itself).unwrap(), Filled::Refused);
+        drop(pipe);
+        assert!(pipes.take().is_none());
+        assert_eq!(pipes.state().idle.len(), 0);
+    }
+
+    const BYTES: usize = 64 * 1024;
+}
