@@ -27,8 +27,9 @@ unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
 	cargo test --locked --workspace --all-features --no-run
 	timeout --foreground 20m cargo test --locked --workspace --all-features # a test that hangs fails
 
-bench: setup ## what the TPM's protection costs, beside bare commands (2 minutes, half of it building)
+bench: setup ## what the TPM's protection costs, and a session at the relay (3 minutes, half of it building)
 	cargo bench --locked --package hsm --features swtpm --bench tpm
+	cargo bench --locked --package cloud --bench relay
 
 deny: setup ## licences, banned crates and sources of everything linked (installs cargo-deny)
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -69,12 +69,12 @@ pub(crate) fn connections(listener: TcpListener) -> impl Stream<Item = (TcpStrea
 }
 
 /// Raises this process's limit of file descriptors to what the system allows it, and says so if
-/// that is less than `needed`.
+/// that is less than `needed` for what a key of the configuration says.
 ///
 /// # Errors
 ///
 /// If the system refuses what it allows.
-pub fn raise_descriptors(needed: usize, set_by: &str) -> anyhow::Result<()> {
+pub fn raise_descriptors(needed: usize, (key, value): (&str, usize)) -> anyhow::Result<()> {
     let needed = u64::try_from(needed).unwrap_or(u64::MAX);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read RLIMIT_NOFILE")?;
     if soft < hard {
@@ -82,8 +82,8 @@ pub fn raise_descriptors(needed: usize, set_by: &str) -> anyhow::Result<()> {
     }
     if hard < needed {
         tracing::warn!(
-            "{set_by} may need {needed} file descriptors and {hard} are allowed: who comes when they are used \
-             up has to wait; set LimitNOFILE={needed} in the unit, or lower {set_by}"
+            "{key} = {value} may need {needed} file descriptors and {hard} are allowed: who comes when \
+             they are used up has to wait; set LimitNOFILE={needed} in the unit, or lower {key}"
         );
     }
     Ok(())

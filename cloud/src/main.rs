@@ -178,12 +178,9 @@ async fn run_relay(config: Config) -> anyhow::Result<()> {
     let settings = config.relay;
     let (services, admit) = settings.admission()?;
     let address = settings.listen;
+    let listener = listen::bind("relay.listen", address).await?;
     let relay = RelayConfig {
-        names: if settings.names.is_empty() {
-            vec![address.to_string()]
-        } else {
-            settings.names
-        },
+        names: settings.names(listener.local_addr()?)?,
         services,
         admit,
         max_clients: settings.max_clients,
@@ -193,15 +190,18 @@ async fn run_relay(config: Config) -> anyhow::Result<()> {
         },
         metrics: RelayMetrics::default(),
     };
-    let by = format!("relay.max_clients = {}", relay.max_clients);
-    listen::raise_descriptors(relay.descriptors(), &by)?;
-    let listener = listen::bind("relay.listen", address).await?;
+    let clients = ("relay.max_clients", relay.max_clients);
+    listen::raise_descriptors(relay.descriptors(), clients)?;
     let mut registry = metrics::registry(RELAY_METRICS, env!("CARGO_PKG_VERSION"));
     relay
         .metrics
         .register(registry.sub_registry_with_prefix(RELAY_METRICS));
     let metrics = match config.metrics {
-        Some(address) => Some(listen::bind("metrics.listen", address).await?),
+        Some(address) => {
+            let metrics = listen::bind("metrics.listen", address).await?;
+            tracing::info!(address = %metrics.local_addr()?, "metrics");
+            Some(metrics)
+        }
         None => None,
     };
     tracing::info!(address = %listener.local_addr()?, "relaying");

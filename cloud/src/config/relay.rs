@@ -24,12 +24,11 @@ use crate::relay::Admit;
 pub struct RelaySettings {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// The `host:port` names by which services dial it; empty: the address it listens on.
-    pub names: Vec<String>,
     /// Gateways connected at a time.
     pub max_clients: usize,
     /// The pace of each direction of a splice.
     pub bytes_per_second: u64,
+    names: Vec<String>,
     admit: AdmitWord,
     services: Vec<Fingerprint>,
     tokens: Vec<Reference>,
@@ -115,6 +114,23 @@ impl RawRelay {
 }
 
 impl RelaySettings {
+    /// The `host:port` names by which services dial it, which listens at `bound`.
+    ///
+    /// # Errors
+    ///
+    /// [`Mistake`] if none is configured and `bound` is no address that anybody dials.
+    pub fn names(&self, bound: SocketAddr) -> anyhow::Result<Vec<String>> {
+        if !self.names.is_empty() {
+            return Ok(self.names.clone());
+        }
+        if bound.ip().is_unspecified() {
+            let what = "relay.names is empty, so no service could register: list the HOST:PORT by which \
+                        services dial this relay, as in \"relay-a.example:4430\"";
+            return Err(anyhow::Error::msg(what).context(Mistake));
+        }
+        Ok(vec![bound.to_string()])
+    }
+
     /// Whom it serves, with the tokens read from where they are.
     ///
     /// # Errors
