@@ -27,9 +27,9 @@ unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
 	cargo test --locked --workspace --all-features --no-run
 	timeout --foreground 20m cargo test --locked --workspace --all-features # a test that hangs fails
 
-bench: setup ## what security costs, as ratios: TPM, records, handshakes, stream through a relay
+bench: setup ## what security costs, as ratios: TPM, records, handshakes, a stream through a relay, idle sessions
 	nice cargo bench --locked --package channel --bench records --bench handshakes
-	nice cargo bench --locked --package cloud --bench stream
+	nice cargo bench --locked --package cloud --bench stream --bench relay
 	nice cargo bench --locked --package hsm --features swtpm --bench tpm
 
 deny: setup ## licences, banned crates and sources of everything linked (installs cargo-deny)

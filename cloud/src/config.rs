@@ -1,5 +1,7 @@
 //! `/etc/gateway-cloud/gateway-cloud.toml`: read once at start. An empty or missing file is valid.
 
+mod relay;
+
 use std::{
     fs, io,
     net::SocketAddr,
@@ -10,6 +12,10 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use link::Address;
 use serde::Deserialize;
+
+use self::relay::RawRelay;
+
+pub use self::relay::{Admission, RelaySettings};
 
 /// Settings that have been checked.
 #[derive(Clone, Debug)]
@@ -29,20 +35,16 @@ pub struct Config {
     /// The folder of vendors' certificates that a TPM's endorsement certificate must lead to; `None`:
     /// a ticket enrols any TPM.
     pub ek_roots: Option<PathBuf>,
+    /// Where `GET /metrics` is answered; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// `gateway-cloud relay`.
     pub relay: RelaySettings,
 }
 
-/// Settings of the relay.
-#[derive(Clone, Debug)]
-pub struct RelaySettings {
-    /// Where it listens.
-    pub listen: SocketAddr,
-    /// The `host:port` names by which services dial it; empty: the address it listens on.
-    pub names: Vec<String>,
-    /// Gateways connected at a time.
-    pub max_clients: usize,
-}
+/// The configuration is understood, and the work that was asked for cannot be done with it.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the configuration is wrong")]
+pub struct Mistake;
 
 impl Config {
     /// Reads and checks the file; a missing one means the defaults.
@@ -79,6 +81,8 @@ struct RawConfig {
     #[serde(default)]
     attestation: RawAttestation,
     #[serde(default)]
+    metrics: RawMetrics,
+    #[serde(default)]
     relay: RawRelay,
 }
 
@@ -99,12 +103,8 @@ struct RawAttestation {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawRelay {
+struct RawMetrics {
     listen: Option<String>,
-    #[serde(default)]
-    names: Vec<String>,
-    admit: Option<String>,
-    max_clients: Option<usize>,
 }
 
 impl RawConfig {
@@ -145,28 +145,11 @@ impl RawConfig {
                 None => TICKET_TTL,
             },
             ek_roots: self.attestation.ek_roots,
+            metrics: match &self.metrics.listen {
+                Some(text) => Some(socket_address("metrics.listen", text)?),
+                None => None,
+            },
             relay: self.relay.check()?,
-        })
-    }
-}
-
-impl RawRelay {
-    fn check(self) -> anyhow::Result<RelaySettings> {
-        match self.admit.as_deref() {
-            None | Some("open") => {}
-            Some(other) => {
-                bail!("relay.admit: {other:?} is not supported by this version; there is: open")
-            }
-        }
-        let max_clients = self.max_clients.unwrap_or(MAX_CLIENTS);
-        ensure!(1 <= max_clients, "relay.max_clients: 0 lets nobody in");
-        Ok(RelaySettings {
-            listen: socket_address(
-                "relay.listen",
-                self.listen.as_deref().unwrap_or(RELAY_LISTEN),
-            )?,
-            names: self.names,
-            max_clients,
         })
     }
 }
@@ -233,10 +216,6 @@ fn default_max_sessions() -> usize {
     20_000
 }
 
-const RELAY_LISTEN: &str = "[::]:4430";
-
-const MAX_CLIENTS: usize = 10_000;
-
 /// protocol.md 5.1.
 const TICKET_TTL: Duration = Duration::from_secs(600);
 
@@ -284,7 +263,11 @@ mod tests {
                 "[[sink]]\nname = \"a\"\ntype = \"kafka\"\nurl = \"kafka://a\"",
                 "there is: sqlite",
             ),
-            ("[relay]\nadmit = \"list\"", "there is: open"),
+            ("[relay]\nadmit = \"some\"", "unknown variant `some`"),
+            (
+                "[metrics]\nlisten = \"9464\"",
+                "metrics.listen: \"9464\" is not ADDRESS:PORT",
+            ),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());
             assert!(error.contains(words), "{text}: {error}");

@@ -10,6 +10,7 @@ pub mod evidence;
 pub mod invite;
 pub mod keys;
 pub mod list;
+pub mod listen;
 pub mod receive;
 pub mod registry;
 pub mod relay;

@@ -13,15 +13,14 @@ use cloud::{
     config::{self, Config},
     invite, keys,
     keys::ServiceKeys,
-    list,
+    list, listen,
     registry::Registry,
-    relay::{self, Admit, Limits, RelayConfig},
+    relay::{self, Limits, RelayConfig, RelayMetrics},
     roots::EndorsementRoots,
     serve::{self, Service},
     sink::sqlite::SqliteSink,
     tasks,
 };
-use tokio::net::TcpListener;
 
 /// Receives from gateways, relays for them, and enrols them
 #[derive(Parser)]
@@ -82,6 +81,7 @@ fn main() -> ExitCode {
     };
     match run(cli, config) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<config::Mistake>() => complain(&error, EX_CONFIG),
         Err(error) => complain(&error, EX_FAILED),
     }
 }
@@ -149,11 +149,7 @@ async fn serve(state: PathBuf, config: Config) -> anyhow::Result<()> {
         endorsement_roots: endorsement_roots(config.ek_roots.as_deref())?,
     };
     let listener = match config.listen {
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address}"))?,
-        ),
+        Some(address) => Some(listen::bind("listen", address).await?),
         None => None,
     };
     tracing::info!(service = %service.keys.statement.fingerprint().short(), "serving");
@@ -179,23 +175,48 @@ fn endorsement_roots(folder: Option<&Path>) -> anyhow::Result<Option<Arc<Endorse
 }
 
 async fn run_relay(config: Config) -> anyhow::Result<()> {
-    let address = config.relay.listen;
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}"))?;
-    let names = if config.relay.names.is_empty() {
-        vec![address.to_string()]
-    } else {
-        config.relay.names
-    };
-    tracing::info!(%address, "relaying");
+    let settings = config.relay;
+    let (services, admit) = settings.admission()?;
+    let address = settings.listen;
+    let listener = listen::bind("relay.listen", address).await?;
     let relay = RelayConfig {
-        names,
-        admit: Admit::Open,
-        max_clients: config.relay.max_clients,
-        limits: Limits::default(),
+        names: settings.names(listener.local_addr()?)?,
+        services,
+        admit,
+        max_clients: settings.max_clients,
+        limits: Limits {
+            bytes_per_second: settings.bytes_per_second,
+            ..Limits::default()
+        },
+        metrics: RelayMetrics::default(),
     };
-    tasks::run(|stop| relay::serve(listener, relay, stop)).await
+    let clients = ("relay.max_clients", relay.max_clients);
+    listen::raise_descriptors(relay.descriptors(), clients)?;
+    let mut registry = metrics::registry(RELAY_METRICS, env!("CARGO_PKG_VERSION"));
+    relay
+        .metrics
+        .register(registry.sub_registry_with_prefix(RELAY_METRICS));
+    let metrics = match config.metrics {
+        Some(address) => {
+            let metrics = listen::bind("metrics.listen", address).await?;
+            tracing::info!(address = %metrics.local_addr()?, "metrics");
+            Some(metrics)
+        }
+        None => None,
+    };
+    tracing::info!(address = %listener.local_addr()?, "relaying");
+    tasks::run(async |stop| {
+        let shown = async {
+            match metrics {
+                Some(metrics) => metrics::serve(metrics, &registry, stop.clone()).await,
+                None => Ok(()),
+            }
+        };
+        let relaying = relay::serve(listener, relay, stop.clone());
+        let (relayed, shown) = tokio::join!(relaying, shown);
+        relayed.and(shown.map_err(Into::into))
+    })
+    .await
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -210,6 +231,9 @@ fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "error: gateway-cloud: {error:#}");
     ExitCode::from(code)
 }
+
+/// What the names of a relay's metrics begin with.
+const RELAY_METRICS: &str = "gateway_relay";
 
 /// Something is not as it should be; the message says what.
 const EX_FAILED: u8 = 1;

@@ -3,46 +3,72 @@
 //! It knows who talks to whom, how much and when, and nothing else: what it splices is a session
 //! between the two. Everything that a stranger can make it hold has a bound in [`Limits`].
 //!
-//! All connections live in the one future of [`serve`]; nothing here starts a task.
+//! Each connection is a task of its own, so splices use all cores, and end with [`serve`].
 
 mod connection;
+mod metrics;
+mod pace;
+mod pipes;
 mod registered;
 mod services;
 mod sources;
 mod splice;
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::{self, FuturesUnordered};
 use link::relay::Token;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use pipes::Pipes;
 use services::Services;
 use sources::Sources;
 
+use crate::listen;
 use crate::source::Source;
+use crate::tasks::Sessions;
+
+pub use self::metrics::RelayMetrics;
 
 /// What a relay is told when it starts.
 pub struct RelayConfig {
     /// The `host:port` names by which services dial this relay. A registration that was signed
     /// for another name is refused.
     pub names: Vec<String>,
+    /// Fingerprints of the services that may register, and that gateways may ask for; `None`: any.
+    pub services: Option<HashSet<[u8; 32]>>,
     /// Which gateways are served.
     pub admit: Admit,
     /// How many gateways may be connected at a time, or wait for it.
     pub max_clients: usize,
     /// All other bounds.
     pub limits: Limits,
+    /// What is counted.
+    pub metrics: RelayMetrics,
 }
 
-/// Which gateways a relay serves.
+impl RelayConfig {
+    /// How many file descriptors this may need at a time. With fewer, connections wait until
+    /// others have ended.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        // Both ends of a splice, and of a pipe.
+        let spliced = self.max_clients.saturating_mul(2);
+        let pipes = self.limits.pipes.saturating_mul(2);
+        let others = self.limits.pending + OWN_DESCRIPTORS;
+        spliced.saturating_add(pipes).saturating_add(others)
+    }
+}
+
+/// Which gateways a relay serves. It never learns which gateway it serves; so this is about the
+/// services that they ask for, or about a secret that they share.
 pub enum Admit {
-    /// All.
+    /// All that ask for a service which may register.
     Open,
     /// Those that know one of these secrets.
     Tokens(Vec<Token>),
@@ -77,8 +103,11 @@ pub struct Limits {
     pub pong_time: Duration,
     /// What is held of each direction of a splice, and read only when the other side takes.
     pub splice_bytes: usize,
+    /// Pipes in use at a time, each by a direction with bytes on their way. When there are more
+    /// such directions, the others copy their bytes through a buffer of [`Self::splice_bytes`].
+    pub pipes: usize,
     /// The pace of each direction of a splice, after a burst of a second.
-    pub bytes_per_second: u32,
+    pub bytes_per_second: u64,
     /// How long a splice may be silent in both directions.
     pub idle_time: Duration,
     /// How long splices may go on once the relay is told to stop.
@@ -101,7 +130,9 @@ impl Default for Limits {
             accept_time: Duration::from_secs(10),
             ping_interval: Duration::from_secs(240),
             pong_time: Duration::from_secs(30),
-            splice_bytes: 32 * 1024,
+            splice_bytes: 64 * 1024,
+            // Half of the 16,384 pages that an unprivileged user may have in pipes (pipe(7)).
+            pipes: 512,
             // A gateway that catches up after an outage is meant to be fast; eight of them fill
             // a gigabit.
             bytes_per_second: 16 * 1024 * 1024,
@@ -125,15 +156,16 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let relay = Arc::new(Relay::new(config, stop.clone()));
-    let mut connections = FuturesUnordered::new();
-    let mut incoming = pin!(stream::unfold(listener, next_connection));
+    let mut connections = Sessions::default();
+    let mut incoming = pin!(listen::connections(listener));
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            Some((stream, source)) = incoming.next() => {
-                connections.push(Box::pin(connection::run(Arc::clone(&relay), stream, source)));
+            Some((stream, address)) = incoming.next() => {
+                let source = Source::of(address.ip());
+                connections.start(connection::run(Arc::clone(&relay), stream, source));
             }
-            Some(()) = connections.next() => {}
+            Some(()) = connections.ended() => {}
         }
     }
 
@@ -143,10 +175,11 @@ pub async fn serve(
         tokio::select! {
             () = sleep_until(deadline) => break,
             // Who comes now is told to go elsewhere.
-            Some((stream, source)) = incoming.next() => {
-                connections.push(Box::pin(connection::run(Arc::clone(&relay), stream, source)));
+            Some((stream, address)) = incoming.next() => {
+                let source = Source::of(address.ip());
+                connections.start(connection::run(Arc::clone(&relay), stream, source));
             }
-            Some(()) = connections.next() => {}
+            Some(()) = connections.ended() => {}
         }
     }
     Ok(())
@@ -156,6 +189,7 @@ pub async fn serve(
 struct Relay {
     config: RelayConfig,
     draining: CancellationToken,
+    pipes: Pipes,
     services: Mutex<Services>,
     sources: Mutex<Sources>,
 }
@@ -163,11 +197,18 @@ struct Relay {
 impl Relay {
     fn new(config: RelayConfig, draining: CancellationToken) -> Self {
         Self {
+            pipes: Pipes::new(config.limits.splice_bytes, config.limits.pipes),
             config,
             draining,
             services: Mutex::default(),
             sources: Mutex::default(),
         }
+    }
+
+    /// Whether a service may register here, and be asked for.
+    fn lists(&self, service: &[u8; 32]) -> bool {
+        let listed = self.config.services.as_ref();
+        listed.is_none_or(|listed| listed.contains(service))
     }
 
     /// Never held across an await.
@@ -181,18 +222,5 @@ impl Relay {
     }
 }
 
-/// Waits for the next connection, through failures of the listener.
-async fn next_connection(listener: TcpListener) -> Option<((TcpStream, Source), TcpListener)> {
-    loop {
-        match listener.accept().await {
-            Ok((stream, address)) => return Some(((stream, Source::of(address.ip())), listener)),
-            Err(error) => {
-                tracing::warn!(%error, "cannot take connections");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Time for connections to end when the process is out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Standard streams, listeners, the runtime's own, and registrations of a few dozen services.
+const OWN_DESCRIPTORS: usize = 64;

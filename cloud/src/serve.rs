@@ -1,6 +1,9 @@
 //! `gateway-cloud serve`: lets gateways in, directly or through relays, and receives from them.
 
 mod half_open;
+mod registration;
+mod retry;
+mod standing;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -15,10 +18,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::half_open::{HalfOpen, Handshaking, Origin};
+use self::{
+    half_open::{HalfOpen, Handshaking, Origin},
+    registration::stay_registered,
+    standing::{Dismissed, until_dismissed},
+};
 use crate::{
     enrol,
     keys::ServiceKeys,
+    listen,
     receive::{ReceiveError, Receiver},
     registry::{GatewayState, Registry},
     roots::EndorsementRoots,
@@ -63,15 +71,13 @@ pub async fn serve(
     // Connections wait here while sessions_max are open; then the listener's own queue fills.
     let (incoming, mut connections) = mpsc::channel(16);
     let mut sources: FuturesUnordered<BoxFuture<'_, anyhow::Result<()>>> = FuturesUnordered::new();
-    if let Some(listener) = &listener {
+    if let Some(listener) = listener {
         sources.push(Box::pin(listen(listener, incoming.clone())));
     }
+    // Each on its own: a relay that is away costs the others nothing.
     for address in &relays {
-        sources.push(Box::pin(stay_registered(
-            &service,
-            address,
-            incoming.clone(),
-        )));
+        let keys = &service.keys;
+        sources.push(Box::pin(stay_registered(keys, address, incoming.clone())));
     }
     drop(incoming);
 
@@ -107,67 +113,13 @@ pub async fn serve(
     Ok(())
 }
 
-async fn listen(listener: &TcpListener, incoming: mpsc::Sender<Incoming>) -> anyhow::Result<()> {
-    loop {
-        match listener.accept().await {
-            Ok((stream, address)) => {
-                let source = Source::of(address.ip());
-                incoming.send(Incoming::Direct(stream, source)).await?;
-            }
-            Err(error) => {
-                // Out of file descriptors, or the peer was faster: the next may work.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
+async fn listen(listener: TcpListener, incoming: mpsc::Sender<Incoming>) -> anyhow::Result<()> {
+    let mut connections = pin!(listen::connections(listener));
+    while let Some((stream, address)) = connections.next().await {
+        let source = Source::of(address.ip());
+        incoming.send(Incoming::Direct(stream, source)).await?;
     }
-}
-
-/// Keeps this service registered at a relay and fetches what comes for it there.
-async fn stay_registered(
-    service: &Service,
-    address: &Address,
-    incoming: mpsc::Sender<Incoming>,
-) -> anyhow::Result<()> {
-    let via = address.host().to_owned();
-    let mut pause = RETRY_MIN;
-    loop {
-        match registered(service, address, &incoming, &mut pause).await {
-            Ok(()) => tracing::info!(relay = via, "the relay is draining"),
-            Err(error) => {
-                let problem = anyhow::Error::from(error);
-                tracing::warn!(
-                    relay = via,
-                    "not registered: {problem:#}; retry in {pause:?}"
-                );
-            }
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
-    }
-}
-
-async fn registered(
-    service: &Service,
-    address: &Address,
-    incoming: &mpsc::Sender<Incoming>,
-    pause: &mut Duration,
-) -> Result<(), LinkError> {
-    let keys = &service.keys;
-    let mut registration = relay::register(address, &keys.statement, &keys.online).await?;
-    tracing::info!(relay = address.host(), "registered");
-    *pause = RETRY_MIN;
-    loop {
-        match registration.next().await? {
-            relay::RelayEvent::Incoming(id) => {
-                let gateway = Incoming::Relayed(address.clone(), id);
-                // The receiver lives as long as this future.
-                drop(incoming.send(gateway).await);
-            }
-            // Draining, or something a newer relay says that we do not know.
-            relay::RelayEvent::Drain | _ => return Ok(()),
-        }
-    }
+    Ok(())
 }
 
 /// One session, from its first byte to its last; whatever goes wrong ends only it.
@@ -239,6 +191,9 @@ fn farewell(end: &anyhow::Result<()>) -> Admission {
     let Err(error) = end else {
         return Admission::Ok;
     };
+    if let Some(Dismissed(admission)) = error.downcast_ref() {
+        return *admission;
+    }
     match error.downcast_ref() {
         Some(ReceiveError::Peer(_) | ReceiveError::Link(LinkError::PeerOversized)) => {
             Admission::ProtocolError
@@ -292,8 +247,10 @@ async fn deliver_streams(
         tracing::warn!("cannot note a session in the registry: {error:#}");
     }
     let mut uploads = FuturesUnordered::new();
+    let mut dismissed = pin!(until_dismissed(&service.registry, &hello.static_key));
     loop {
         tokio::select! {
+            dismissal = &mut dismissed => return Err(dismissal.into()),
             stream = streams.accept() => match stream {
                 Some((StreamName::Upload, messages)) if uploads.is_empty() => {
                     let receiver = Receiver::new(
@@ -348,15 +305,6 @@ const ENROL_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Below systemd's `TimeoutStopSec=10s`.
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// When the process is out of file descriptors, others have to end first.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// protocol.md 6.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-
-/// protocol.md 6 allows 5 min; a service is missed by many, so it comes back sooner.
-const RETRY_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

@@ -16,7 +16,7 @@ use channel::{
     SigningKey, SoftwareSigningKey, SoftwareStaticKey, Statement, StatementContent, StaticKey,
     Suite,
 };
-use cloud::relay::{Admit, Limits, RelayConfig, serve};
+use cloud::relay::{Admit, Limits, RelayConfig, RelayMetrics, serve};
 use futures::future::BoxFuture;
 use getrandom::SysRng;
 use link::relay::{Registration, RelayEvent, Token};
@@ -86,7 +86,10 @@ async fn a_service_that_is_not_registered_is_unknown() {
 
 #[tokio::test]
 async fn bytes_pass_both_ways_and_an_end_passes_alone() {
-    let relay = Relay::start().await;
+    both_ways(&Relay::start().await).await;
+}
+
+async fn both_ways(relay: &Relay) {
     let (mut client, mut service) = relay.joined().await;
     let sent: Vec<u8> = (0..=u8::MAX).cycle().take(3_000_000).collect();
     let pass = async |from: &mut TcpStream, to: &mut TcpStream| {
@@ -105,6 +108,72 @@ async fn bytes_pass_both_ways_and_an_end_passes_alone() {
     let mut after = [0; 5];
     client.read_exact(&mut after).await.unwrap();
     assert_eq!(&after, b"after");
+}
+
+#[tokio::test]
+async fn bytes_that_come_one_by_one_arrive_as_they_were() {
+    for pipes in [Limits::default().pipes, 0] {
+        let relay = Relay::with(Limits {
+            pipes,
+            ..Limits::default()
+        })
+        .await;
+        let (mut client, mut service) = relay.joined().await;
+        client.set_nodelay(true).unwrap();
+        let sent: Vec<u8> = (0..=u8::MAX).cycle().take(5000).collect();
+        let mut received = vec![0; sent.len()];
+        let writing = async {
+            for byte in &sent {
+                client.write_all(&[*byte]).await.unwrap();
+            }
+        };
+        let ((), read) = tokio::join!(writing, service.read_exact(&mut received));
+        read.unwrap();
+        assert!(received == sent);
+    }
+}
+
+#[tokio::test]
+async fn a_hello_that_comes_byte_by_byte_is_understood() {
+    let relay = Relay::start().await;
+    let mut client = Raw::dial(&relay).await;
+    client.stream.set_nodelay(true).unwrap();
+    let hello = ClientMessage::Hello {
+        service: [1; 32],
+        token: None,
+    };
+    let hello = hello.encode();
+    let length = u16::try_from(hello.len()).unwrap().to_be_bytes();
+    for byte in length.iter().chain(&hello) {
+        client.stream.write_all(&[*byte]).await.unwrap();
+    }
+    assert_eq!(client.answer().await, RelayCode::NoSuchService);
+}
+
+#[tokio::test]
+async fn what_is_held_for_a_peer_that_does_not_read_is_bounded_and_not_lost() {
+    for pipes in [Limits::default().pipes, 0] {
+        let relay = Relay::with(Limits {
+            pipes,
+            ..Limits::default()
+        })
+        .await;
+        let (client, mut service) = relay.joined().await;
+        let sent = fill(&client).await;
+        let mut received = vec![0; sent.len()];
+        service.read_exact(&mut received).await.unwrap();
+        assert!(received == sent, "{} bytes", sent.len());
+    }
+}
+
+#[tokio::test]
+async fn when_there_are_no_pipes_bytes_pass_through_buffers() {
+    let relay = Relay::with(Limits {
+        pipes: 0,
+        ..Limits::default()
+    })
+    .await;
+    both_ways(&relay).await;
 }
 
 #[tokio::test]
@@ -241,6 +310,71 @@ async fn a_registration_for_another_relay_is_refused() {
 }
 
 #[tokio::test]
+async fn what_a_service_proves_to_one_relay_is_refused_by_another() {
+    let relay = Relay::start().await;
+    let service = Service::new();
+    // A rogue relay hands on the nonce of this one; the service signs it for the name it dialled.
+    let proof = |client: &Raw, dialled: &str| {
+        let signed = register_message(&client.nonce, dialled, service.fingerprint().bytes());
+        ClientMessage::Register {
+            statement: service.statement(1).bytes().to_vec(),
+            signature: service.online.sign_now(&signed),
+        }
+    };
+    let mut rogue = Raw::dial(&relay).await;
+    let answer = rogue.ask(&proof(&rogue, "rogue.example:4430")).await;
+    assert_eq!(answer, RelayCode::BadProof);
+
+    let mut honest = Raw::dial(&relay).await;
+    let answer = honest.ask(&proof(&honest, "relay.example:4430")).await;
+    assert_eq!(answer, RelayCode::Ok);
+}
+
+#[tokio::test]
+async fn a_relay_that_joins_a_gateway_to_another_service_gains_nothing() {
+    let (wanted, other) = (Service::new(), Service::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rogue: Address = format!("relay://{}", listener.local_addr().unwrap())
+        .parse()
+        .unwrap();
+    let gateway_key = SoftwareStaticKey::generate(&mut rng());
+    let config = InitiatorConfig {
+        suite: Suite::AesGcm,
+        pin: wanted.fingerprint(),
+        held: None,
+        static_key: gateway_key.public(),
+        purpose: Purpose::Deliver,
+        version: String::new(),
+    };
+
+    let (connected, accepted) =
+        tokio::join!(link::connect(&rogue, config, &gateway_key, &Shelf), async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let greeting = Greeting { nonce: [3; 32] }.encode();
+            stream.write_all(&greeting).await.unwrap();
+            let length = stream.read_u16().await.unwrap();
+            let mut hello = vec![0; usize::from(length)];
+            stream.read_exact(&mut hello).await.unwrap();
+            let answer = Answer {
+                code: RelayCode::Ok,
+            }
+            .encode();
+            let length = u16::try_from(answer.len()).unwrap();
+            let answer = [&length.to_be_bytes(), answer.as_slice()].concat();
+            stream.write_all(&answer).await.unwrap();
+            // And now everything goes to a service that nobody asked for.
+            let config = ResponderConfig {
+                statement: other.statement(1),
+                static_key: other.key.public(),
+            };
+            link::accept(stream, config, &other.key, &NobodyComes).await
+        });
+
+    assert!(connected.is_err(), "the gateway talks to another service");
+    assert!(accepted.is_err(), "the service talks to another's gateway");
+}
+
+#[tokio::test]
 async fn a_registration_is_good_for_one_connection() {
     let relay = Relay::start().await;
     let service = Service::new();
@@ -354,6 +488,44 @@ async fn a_flood_from_one_address_is_refused_and_passes() {
 }
 
 #[tokio::test]
+async fn a_service_fetches_all_gateways_that_wait_for_it_at_once() {
+    let relay = Relay::with(Limits {
+        pending_per_address: 2,
+        pending_per_service: 20,
+        ..Limits::default()
+    })
+    .await;
+    let service = Service::new();
+    let mut registration = service.register(&relay, 1).await.unwrap();
+    // All that one address may have, and nobody accepts before all are there.
+    let mut fetching = Vec::new();
+    for _ in 0..20 {
+        fetching.push(Raw::dial(&relay).await);
+    }
+    let mut client = fetching.pop().unwrap();
+    let hello = ClientMessage::Hello {
+        service: *service.fingerprint().bytes(),
+        token: None,
+    };
+    let mut last = fetching.pop().unwrap();
+    let (asked, accepted) = tokio::join!(client.ask(&hello), async {
+        let id = incoming(&mut registration).await;
+        last.ask(&ClientMessage::Accept { id }).await
+    });
+    assert_eq!((asked, accepted), (RelayCode::Ok, RelayCode::Ok));
+
+    // Who leaves takes the room along.
+    drop((registration, fetching));
+    relay
+        .until(|code| code == RelayCode::NoSuchService, &service)
+        .await;
+    let _held = [Raw::dial(&relay).await, Raw::dial(&relay).await];
+    let refused =
+        async { while Raw::dial(&relay).await.answer_soon().await != Some(RelayCode::Limit) {} };
+    timeout(PATIENCE, refused).await.unwrap();
+}
+
+#[tokio::test]
 async fn all_pending_connections_together_have_a_limit() {
     let relay = Relay::with(Limits {
         pending: 1,
@@ -428,6 +600,27 @@ async fn services_have_a_limit_and_an_absent_one_makes_room() {
     drop(registration);
     relay.until_unknown(&first).await;
     second.register(&relay, 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_listed_services_register_and_are_asked_for() {
+    let (listed, stranger) = (Service::new(), Service::new());
+    let relay = Relay::with_config(|mut config| {
+        config.services = Some([*listed.fingerprint().bytes()].into());
+        config
+    })
+    .await;
+    assert_refused(stranger.register(&relay, 1).await, RelayCode::NotAdmitted);
+    assert_refused(relay.hello(&stranger).await, RelayCode::NotAdmitted);
+
+    assert_refused(relay.hello(&listed).await, RelayCode::NoSuchService);
+    let mut registration = listed.register(&relay, 1).await.unwrap();
+    let (client, service) = tokio::join!(relay.hello(&listed), async {
+        let id = incoming(&mut registration).await;
+        link::relay::accept(&relay.address, id).await
+    });
+    client.unwrap();
+    service.unwrap();
 }
 
 #[tokio::test]
@@ -575,9 +768,11 @@ impl Relay {
         let address = format!("relay://{name}").parse().unwrap();
         let config = change(RelayConfig {
             names: vec!["relay.example:4430".to_owned(), name],
+            services: None,
             admit: Admit::Open,
             max_clients: 100,
             limits: Limits::default(),
+            metrics: RelayMetrics::default(),
         });
         let stop = CancellationToken::new();
         let serving = tokio::spawn(serve(listener, config, stop.clone()));
@@ -701,6 +896,13 @@ impl Raw {
         self.answer().await
     }
 
+    /// The answer of a relay that does not wait for a question.
+    async fn answer_soon(&mut self) -> Option<RelayCode> {
+        timeout(Duration::from_millis(100), self.answer())
+            .await
+            .ok()
+    }
+
     async fn answer(&mut self) -> RelayCode {
         let length = self.stream.read_u16().await.unwrap();
         let mut answer = vec![0; usize::from(length)];
@@ -723,6 +925,35 @@ impl Registry for Door {
     fn admit<'a>(&'a self, _peer: &'a PeerHello) -> BoxFuture<'a, Admission> {
         Box::pin(async { Admission::Ok })
     }
+}
+
+/// A service's door that no gateway may reach.
+struct NobodyComes;
+
+impl Registry for NobodyComes {
+    fn admit<'a>(&'a self, _peer: &'a PeerHello) -> BoxFuture<'a, Admission> {
+        panic!("a gateway has shown itself")
+    }
+}
+
+/// Writes until nothing more is taken for a while, and returns what was.
+async fn fill(client: &TcpStream) -> Vec<u8> {
+    let mut sent = Vec::new();
+    let chunk: Vec<u8> = (0..=250).cycle().take(64 * 1024).collect();
+    while timeout(Duration::from_millis(500), client.writable())
+        .await
+        .is_ok()
+    {
+        let from = sent.len() % 251;
+        match client.try_write(&chunk[from..]) {
+            Ok(count) => sent.extend_from_slice(&chunk[from..from + count]),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
+        // Both ends of two connections, each up to the kernel's maximum for a socket (tcp_rmem,
+        // tcp_wmem), and what the relay holds.
+        assert!(sent.len() < 64 << 20, "64 MiB went where nobody took them");
+    }
+    sent
 }
 
 async fn incoming(registration: &mut Registration) -> link::relay::ConnectionId {

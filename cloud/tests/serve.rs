@@ -12,17 +12,21 @@ mod support;
 
 use std::time::Duration;
 
-use channel::{Admission, Purpose, SoftwareStaticKey};
-use cloud::relay::{self, Admit, Limits, RelayConfig};
+use channel::{
+    Admission, Fingerprint, KeyKind, Purpose, SigningKey, SoftwareSigningKey, SoftwareStaticKey,
+    StaticKey,
+};
+use cloud::registry::{Invitation, NewGateway};
+use cloud::relay::{self, Admit, Limits, RelayConfig, RelayMetrics};
 use link::{Address, LinkError};
-use support::{Cloud, PATIENCE, rng};
+use support::{Cloud, PATIENCE, REGISTRY, rng};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use wire::relay::RelayCode;
+use wire::{relay::RelayCode, ticket::TicketKey};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_found_at_its_relay_and_again_after_the_relay_was_away() {
@@ -47,6 +51,66 @@ async fn a_service_is_found_at_its_relay_and_again_after_the_relay_was_away() {
     ));
     assert_eq!(answer(&cloud, &address).await, Admission::UnknownGateway);
     relay.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_a_relay_tells_to_leave_comes_back_to_the_one_that_takes_its_place() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let address: Address = format!("relay://127.0.0.1:{port}").parse().unwrap();
+    let stop = CancellationToken::new();
+    let relay = tokio::spawn(relay::serve(listener, config(port), stop.clone()));
+    let cloud = Cloud::start_with(vec![address.clone()], 100).await;
+    assert_eq!(answer(&cloud, &address).await, Admission::UnknownGateway);
+
+    stop.cancel();
+    timeout(PATIENCE, relay).await.unwrap().unwrap().unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let relay = relay::serve(listener, config(port), CancellationToken::new());
+    let relay = tokio::spawn(relay);
+    assert_eq!(answer(&cloud, &address).await, Admission::UnknownGateway);
+    relay.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_away_keeps_nobody_from_the_others() {
+    // Nobody listens where this one was.
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone_port = gone.local_addr().unwrap().port();
+    drop(gone);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let relays = [gone_port, port].map(|port| format!("relay://127.0.0.1:{port}").parse().unwrap());
+    let relay = relay::serve(listener, config(port), CancellationToken::new());
+    let relay = tokio::spawn(relay);
+    let cloud = Cloud::start_with(relays.to_vec(), 100).await;
+    assert_eq!(answer(&cloud, &relays[1]).await, Admission::UnknownGateway);
+    relay.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_revoked_suspended_or_retired_in_mid_session_is_told_so_and_closed() {
+    let cloud = Cloud::start().await;
+    let mut sessions = Vec::new();
+    for (state, code) in [
+        ("revoked", Admission::Revoked),
+        ("suspended", Admission::Suspended),
+        ("retired", Admission::Retired),
+        ("enrolled", Admission::GoingAway),
+    ] {
+        let key = enrolled(&cloud, state);
+        let session = cloud.connect(&key, Purpose::Deliver).await.unwrap();
+        sessions.push((session, code));
+    }
+    // As another process does it.
+    cloud.change(REGISTRY, "UPDATE gateway SET state = name");
+    let (stays, stays_code) = sessions.pop().unwrap();
+    for (session, code) in sessions {
+        assert_eq!(session.ended().await, code);
+    }
+    // The one whose standing is good is there until the service goes.
+    cloud.stop.cancel();
+    assert_eq!(stays.ended().await, stays_code);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,12 +180,42 @@ async fn answer(cloud: &Cloud, address: &Address) -> Admission {
     timeout(PATIENCE, asking).await.expect("not registered")
 }
 
+/// A gateway of software keys, as if it had proved them.
+fn enrolled(cloud: &Cloud, name: &str) -> SoftwareStaticKey {
+    let channel = key();
+    let [identity, attestation] = [(); 2].map(|()| SoftwareSigningKey::generate(&mut rng()));
+    let (mut id, mut ek) = ([0; 8], [0; 32]);
+    getrandom::fill(&mut id).unwrap();
+    getrandom::fill(&mut ek).unwrap();
+    let invitation = Invitation {
+        name: name.into(),
+        labels: Vec::new(),
+        expires_ms: i64::MAX,
+    };
+    let ticket = TicketKey::from_bytes([1; 32]);
+    cloud.registry.invite(&id, &ticket, &invitation).unwrap();
+    let claim = cloud.registry.claim(&id, &ek).unwrap().unwrap();
+    let identity = SigningKey::public(&identity);
+    let new = NewGateway {
+        fingerprint: *Fingerprint::of(KeyKind::GatewayIdentity, identity.as_bytes()).bytes(),
+        identity,
+        channel: channel.public(),
+        attestation: SigningKey::public(&attestation),
+        endorsement: ek.to_vec(),
+        names: [[0; 34]; 3],
+    };
+    cloud.registry.register(&claim, &new).unwrap().unwrap();
+    channel
+}
+
 fn config(port: u16) -> RelayConfig {
     RelayConfig {
         names: vec![format!("127.0.0.1:{port}")],
+        services: None,
         admit: Admit::Open,
         max_clients: 100,
         limits: Limits::default(),
+        metrics: RelayMetrics::default(),
     }
 }
 

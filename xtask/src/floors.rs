@@ -14,6 +14,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("hsm", 1),
     ("spool", 1),
     ("link", 1),
+    ("metrics", 1),
     ("channel", PURE),
     ("wire", PURE),
 ];

@@ -3,45 +3,84 @@
 use std::io;
 use std::sync::Arc;
 
+use link::relay::ConnectionId;
 use rand_core::{Rng, UnwrapErr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::relay::{Answer, ClientMessage, Greeting, RelayCode, Token};
 
 use super::services::{self, Client, Registered, ServiceId};
-use super::sources::Pending;
-use super::splice::splice;
+use super::sources::{Home, Pending};
+use super::splice::{Carrier, splice};
 use super::{Admit, Relay, registered};
 use crate::source::Source;
 
 /// Serves one connection to its end. Whatever goes wrong ends this connection only.
-pub(super) async fn run(relay: Arc<Relay>, mut stream: TcpStream, source: Source) {
+///
+/// The task of a connection is as large as its largest part, and most of them are silent splices:
+/// so the other parts are boxed, and given back when they are done.
+pub(super) async fn run(relay: Arc<Relay>, stream: TcpStream, source: Source) {
+    match Box::pin(enter(&relay, stream, source)).await {
+        Ok(Role::Registered(service, stream, called)) => {
+            Box::pin(registered::run(Arc::clone(&relay), stream, called)).await;
+            drop(service);
+        }
+        Ok(Role::Joined(client, stream, peer)) => {
+            let carrier = Carrier {
+                limits: &relay.config.limits,
+                pipes: &relay.pipes,
+                metrics: &relay.config.metrics,
+            };
+            if let Err(error) = splice(stream, peer, carrier).await {
+                tracing::debug!(%error, "a splice has ended");
+            }
+            drop(client);
+        }
+        Ok(Role::Done) => {}
+        Err((stream, code)) => Box::pin(refuse(&relay, stream, code)).await,
+    }
+}
+
+/// What a connection is for, once it has said so and proved it.
+enum Role {
+    Registered((Registered, Home), TcpStream, mpsc::Receiver<ConnectionId>),
+    Joined(Client, TcpStream, TcpStream),
+    /// It has been given to the one who waits for it, or has ended.
+    Done,
+}
+
+/// Hears what a connection is for. The error is the refusal that it has yet to hear.
+async fn enter(
+    relay: &Arc<Relay>,
+    mut stream: TcpStream,
+    source: Source,
+) -> Result<Role, (TcpStream, RelayCode)> {
     let mut nonce = [0; 32];
     UnwrapErr(getrandom::SysRng).fill_bytes(&mut nonce);
     let greeting = Greeting { nonce }.encode();
-    let pending = match Pending::enter(&relay, source) {
+    let pending = match Pending::enter(relay, source) {
         Ok(pending) => pending,
         Err(code) => {
+            relay.config.metrics.refuse(code);
             // A flood costs us no waiting: this fits an empty socket, or is not said.
             let _ = stream.try_write(&[greeting.as_slice(), &frame(code)].concat());
-            return;
+            return Ok(Role::Done);
         }
     };
-    let served = async {
-        // Records of a session go on as they come.
-        stream.set_nodelay(true).map_err(|_| None)?;
-        let said = timeout(
-            relay.config.limits.hello_time,
-            introduce(&relay, &mut stream, &greeting),
-        );
-        let said = said.await.unwrap_or(Err(Some(RelayCode::Limit)))?;
-        Ok(said)
-    };
-    match served.await {
+    // Records of a session go on as they come.
+    if stream.set_nodelay(true).is_err() {
+        return Ok(Role::Done);
+    }
+    let said = timeout(
+        relay.config.limits.hello_time,
+        introduce(relay, &mut stream, &greeting),
+    );
+    match said.await.unwrap_or(Err(Some(RelayCode::Limit))) {
         Ok(message) => take_role(relay, stream, &nonce, message, pending).await,
-        Err(Some(code)) => refuse(stream, code).await,
-        Err(None) => {}
+        Err(Some(code)) => Err((stream, code)),
+        Err(None) => Ok(Role::Done),
     }
 }
 
@@ -73,46 +112,54 @@ async fn introduce(
 }
 
 async fn take_role(
-    relay: Arc<Relay>,
+    relay: &Arc<Relay>,
     mut stream: TcpStream,
     nonce: &[u8; 32],
     message: ClientMessage,
     pending: Pending,
-) {
+) -> Result<Role, (TcpStream, RelayCode)> {
     let draining = relay.draining.is_cancelled();
     match message {
-        ClientMessage::Accept { id } => match services::take(&relay, id) {
-            // The gateway's side says yes to both. If it has just left, this stream ends.
-            Some(give) => drop(give.send(stream)),
-            None => refuse(stream, RelayCode::BadProof).await,
+        ClientMessage::Accept { id } => match services::take(relay, id) {
+            Some(give) => {
+                // The gateway's side says yes to both. If it has just left, this stream ends.
+                drop(give.send(stream));
+                Ok(Role::Done)
+            }
+            None => Err((stream, RelayCode::BadProof)),
         },
-        _ if draining => refuse(stream, RelayCode::Draining).await,
+        _ if draining => Err((stream, RelayCode::Draining)),
         ClientMessage::Register {
             statement,
             signature,
         } => {
-            let entered = registered::verify(&relay, nonce, &statement, &signature)
-                .and_then(|statement| Registered::enter(&relay, &statement));
+            let entered = registered::verify(relay, nonce, &statement, &signature)
+                .and_then(|statement| Registered::enter(relay, &statement));
             match entered {
-                Ok((_registered, called)) => {
-                    drop(pending);
-                    if say(&mut stream, RelayCode::Ok).await.is_ok() {
-                        registered::run(relay, stream, called).await;
+                Ok((registered, called)) => match say(&mut stream, RelayCode::Ok).await {
+                    Ok(()) => {
+                        let service = (registered, pending.registered());
+                        Ok(Role::Registered(service, stream, called))
                     }
-                }
-                Err(code) => refuse(stream, code).await,
+                    Err(_) => Ok(Role::Done),
+                },
+                Err(code) => Err((stream, code)),
             }
         }
-        ClientMessage::Hello { service, token } => {
-            let joined = join(&relay, nonce, service, token).await;
-            match joined {
-                Ok((_client, peer)) => {
-                    drop(pending);
-                    talk(&relay, stream, peer).await;
+        ClientMessage::Hello { service, token } => match join(relay, nonce, service, token).await {
+            Ok((client, mut peer)) => {
+                drop(pending);
+                let joined = async {
+                    say(&mut peer, RelayCode::Ok).await?;
+                    say(&mut stream, RelayCode::Ok).await
+                };
+                match joined.await {
+                    Ok(()) => Ok(Role::Joined(client, stream, peer)),
+                    Err(_) => Ok(Role::Done),
                 }
-                Err(code) => refuse(stream, code).await,
             }
-        }
+            Err(code) => Err((stream, code)),
+        },
     }
 }
 
@@ -123,7 +170,7 @@ async fn join(
     service: ServiceId,
     token: Option<Token>,
 ) -> Result<(Client, TcpStream), RelayCode> {
-    if !admits(&relay.config.admit, nonce, &service, token) {
+    if !relay.lists(&service) || !admits(&relay.config.admit, nonce, &service, token) {
         return Err(RelayCode::NotAdmitted);
     }
     let client = Client::enter(relay)?;
@@ -131,19 +178,6 @@ async fn join(
     match timeout(relay.config.limits.accept_time, given).await {
         Ok(Ok(peer)) => Ok((client, peer)),
         Ok(Err(_)) | Err(_) => Err(RelayCode::ServiceSilent),
-    }
-}
-
-/// Says yes to both, and joins them.
-async fn talk(relay: &Relay, mut stream: TcpStream, mut peer: TcpStream) {
-    let limits = &relay.config.limits;
-    let spliced = async {
-        say(&mut peer, RelayCode::Ok).await?;
-        say(&mut stream, RelayCode::Ok).await?;
-        splice(stream, peer, limits).await
-    };
-    if let Err(error) = spliced.await {
-        tracing::debug!(%error, "a splice has ended");
     }
 }
 
@@ -168,8 +202,9 @@ async fn say(stream: &mut TcpStream, code: RelayCode) -> io::Result<()> {
 
 /// Says no, and waits a little for the client to hear it: closing a socket with bytes unread
 /// would reset the connection, and the answer could be lost with it.
-async fn refuse(mut stream: TcpStream, code: RelayCode) {
+async fn refuse(relay: &Relay, mut stream: TcpStream, code: RelayCode) {
     tracing::debug!(%code, "a client is refused");
+    relay.config.metrics.refuse(code);
     let refused = async {
         say(&mut stream, code).await?;
         stream.shutdown().await?;

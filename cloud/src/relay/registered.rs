@@ -22,6 +22,10 @@ pub(super) fn verify(
     signature: &[u8; 64],
 ) -> Result<Statement, RelayCode> {
     let service = Statement::service_of(statement).map_err(|_| RelayCode::BadProof)?;
+    // Before the signatures, whose verification a stranger could ask for without end.
+    if !relay.lists(service.bytes()) {
+        return Err(RelayCode::NotAdmitted);
+    }
     let statement = Statement::verify(statement, &service).map_err(|_| RelayCode::BadProof)?;
     let signed = relay.config.names.iter().any(|name| {
         let message = register_message(nonce, name, service.bytes());

@@ -111,6 +111,9 @@ impl Registered {
         let service = services.admit(statement, limits)?;
         let (calls, called) = mpsc::channel(limits.pending_per_service.max(1));
         service.instances.push(Instance { number, calls });
+        if service.instances.len() == 1 {
+            relay.config.metrics.services.inc();
+        }
         let registered = Self {
             relay: Arc::clone(relay),
             service: *statement.fingerprint().bytes(),
@@ -126,6 +129,9 @@ impl Drop for Registered {
         if let Some(service) = services.known.get_mut(&self.service) {
             let number = self.number;
             service.instances.retain(|other| other.number != number);
+            if service.instances.is_empty() {
+                self.relay.config.metrics.services.dec();
+            }
             service.seen_at = Instant::now();
         }
     }
@@ -144,6 +150,7 @@ impl Client {
             return Err(RelayCode::Busy);
         }
         services.clients += 1;
+        relay.config.metrics.clients.inc();
         Ok(Self {
             relay: Arc::clone(relay),
         })
@@ -188,6 +195,7 @@ impl Drop for Client {
     fn drop(&mut self) {
         let mut services = self.relay.services();
         services.clients = services.clients.saturating_sub(1);
+        self.relay.config.metrics.clients.dec();
     }
 }
 

@@ -1,59 +1,176 @@
 //! Joins two connections until both have said all, or nobody says anything.
 
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use nix::{
+    errno::Errno,
+    sys::socket::{Shutdown, shutdown},
+};
+use prometheus_client::metrics::counter::Counter;
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
 
-use super::Limits;
+use super::{
+    Limits,
+    metrics::RelayMetrics,
+    pace::Pace,
+    pipes::{Filled, Pipe, Pipes},
+};
+
+/// What all splices of a relay share.
+#[derive(Clone, Copy)]
+pub(super) struct Carrier<'a> {
+    pub(super) limits: &'a Limits,
+    pub(super) pipes: &'a Pipes,
+    pub(super) metrics: &'a RelayMetrics,
+}
 
 /// Passes bytes both ways. Each direction is read only when the other side has taken what was
 /// read before; the end of one direction is passed on, and the other goes on.
+///
+/// A direction in which nothing is on its way holds neither pipe nor buffer.
 ///
 /// # Errors
 ///
 /// `TimedOut` after [`Limits::idle_time`] without a byte in either direction; otherwise whatever
 /// broke one of the connections.
 pub(super) async fn splice(
-    mut client: TcpStream,
-    mut service: TcpStream,
-    limits: &Limits,
+    client: TcpStream,
+    service: TcpStream,
+    carrier: Carrier<'_>,
 ) -> io::Result<()> {
-    let (client_reader, client_writer) = client.split();
-    let (service_reader, service_writer) = service.split();
     let activity = Activity::new();
-    let both = async {
-        tokio::try_join!(
-            pass(client_reader, service_writer, &activity, limits),
-            pass(service_reader, client_writer, &activity, limits),
-        )
-    };
+    let metrics = carrier.metrics;
+    let to_service = Direction::new(&client, &service, carrier, &metrics.to_service);
+    let to_gateway = Direction::new(&service, &client, carrier, &metrics.to_gateway);
+    let both = async { tokio::try_join!(to_service.pass(&activity), to_gateway.pass(&activity)) };
     tokio::select! {
         ended = both => ended.map(|_| ()),
-        () = activity.stopped(limits.idle_time) => Err(io::ErrorKind::TimedOut.into()),
+        () = activity.stopped(carrier.limits.idle_time) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-async fn pass(
-    mut reader: impl AsyncRead + Unpin,
-    mut writer: impl AsyncWrite + Unpin,
-    activity: &Activity,
-    limits: &Limits,
-) -> io::Result<()> {
-    let mut buffer = vec![0; limits.splice_bytes];
-    let mut pace = Pace::new(limits.bytes_per_second);
-    loop {
-        let count = reader.read(&mut buffer).await?;
-        let Some(bytes @ [_, ..]) = buffer.get(..count) else {
-            return writer.shutdown().await;
-        };
-        activity.note();
-        writer.write_all(bytes).await?;
-        activity.note();
-        pace.wait(count).await;
+/// One of the two directions.
+struct Direction<'a> {
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    carrier: Carrier<'a>,
+    passed: &'a Counter,
+    pace: Pace,
+}
+
+/// Why a direction gave back what it moved bytes with.
+#[derive(PartialEq, Eq)]
+enum Pause {
+    /// There is nothing to move, or it has to wait for its pace.
+    Now,
+    /// Everything has been moved.
+    End,
+}
+
+impl<'a> Direction<'a> {
+    fn new(
+        from: &'a TcpStream,
+        to: &'a TcpStream,
+        carrier: Carrier<'a>,
+        passed: &'a Counter,
+    ) -> Self {
+        Self {
+            from,
+            to,
+            carrier,
+            passed,
+            pace: Pace::new(carrier.limits.bytes_per_second),
+        }
+    }
+
+    async fn pass(mut self, activity: &Activity) -> io::Result<()> {
+        loop {
+            self.from.readable().await?;
+            let pause = match self.carrier.pipes.take() {
+                Some(pipe) => self.through_pipe(pipe, activity).await?,
+                // Boxed, since it is rare and its future is there all the time otherwise.
+                None => Box::pin(self.through_buffer(activity)).await?,
+            };
+            if pause == Pause::End {
+                return end(self.to);
+            }
+            self.pace.wait().await;
+        }
+    }
+
+    async fn through_pipe(&mut self, mut pipe: Pipe<'_>, activity: &Activity) -> io::Result<Pause> {
+        loop {
+            let filled = self
+                .from
+                .try_io(Interest::READABLE, || pipe.fill(self.from));
+            let count = match filled {
+                Ok(Filled::Bytes(0)) => return Ok(Pause::End),
+                Ok(Filled::Bytes(count)) => count,
+                // The next turn has a buffer.
+                Ok(Filled::Refused) => return Ok(Pause::Now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pause::Now),
+                Err(error) => return Err(error),
+            };
+            activity.note();
+            while pipe.held() > 0 {
+                let drained = self.to.async_io(Interest::WRITABLE, || pipe.drain(self.to));
+                drained.await?;
+            }
+            if self.passed(count, activity) {
+                return Ok(Pause::Now);
+            }
+        }
+    }
+
+    async fn through_buffer(&mut self, activity: &Activity) -> io::Result<Pause> {
+        let mut buffer = vec![0; self.carrier.limits.splice_bytes];
+        loop {
+            let count = match self.from.try_read(&mut buffer) {
+                Ok(0) => return Ok(Pause::End),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pause::Now),
+                Err(error) => return Err(error),
+            };
+            activity.note();
+            let mut rest = buffer.get(..count).unwrap_or_default();
+            while !rest.is_empty() {
+                self.to.writable().await?;
+                match self.to.try_write(rest) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(taken) => rest = rest.get(taken..).unwrap_or_default(),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if self.passed(count, activity) {
+                return Ok(Pause::Now);
+            }
+        }
+    }
+
+    /// Notes what the other side has taken, and says whether the pace wants a pause.
+    fn passed(&mut self, count: usize, activity: &Activity) -> bool {
+        let now = activity.note();
+        self.passed.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+        self.pace.note(count, now)
+    }
+}
+
+/// Tells the other side that nothing more comes.
+fn end(to: &TcpStream) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    match shutdown(to.as_raw_fd(), Shutdown::Write) {
+        // It has left already; the other direction says so.
+        Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -71,9 +188,13 @@ impl Activity {
         }
     }
 
-    fn note(&self) {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Ordering::Relaxed);
+    /// Notes that bytes have moved, and says when: now.
+    fn note(&self) -> Instant {
+        let now = Instant::now();
+        let since = now.saturating_duration_since(self.began).as_millis();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.last_ms.store(since, Ordering::Relaxed);
+        now
     }
 
     /// Waits until nothing has moved for `idle`.
@@ -85,65 +206,5 @@ impl Activity {
                 return;
             }
         }
-    }
-}
-
-/// Keeps one direction to its bytes per second.
-struct Pace {
-    bytes_per_second: u64,
-    /// When everything so far would have passed at exactly the pace.
-    due: Instant,
-}
-
-impl Pace {
-    fn new(bytes_per_second: u32) -> Self {
-        Self {
-            bytes_per_second: u64::from(bytes_per_second.max(1)),
-            due: Instant::now(),
-        }
-    }
-
-    /// Waits as long as `bytes` more are ahead of the pace by more than a second.
-    async fn wait(&mut self, bytes: usize) {
-        let nanos = u64::try_from(bytes)
-            .unwrap_or(u64::MAX)
-            .saturating_mul(NANOS_PER_SECOND)
-            / self.bytes_per_second;
-        self.due = self.due.max(Instant::now()) + Duration::from_nanos(nanos);
-        if let Some(ahead) = self.due.checked_sub(BURST) {
-            sleep_until(ahead).await;
-        }
-    }
-}
-
-/// What may pass at once after a pause, in time: a window of the session at the default pace.
-const BURST: Duration = Duration::from_secs(1);
-
-const NANOS_PER_SECOND: u64 = 1_000_000_000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn after_a_burst_of_a_second_the_pace_is_kept() {
-        let began = Instant::now();
-        let mut pace = Pace::new(1000);
-        pace.wait(1000).await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        pace.wait(3000).await;
-        assert_eq!(began.elapsed(), Duration::from_secs(3));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_is_measured_from_the_last_byte() {
-        let activity = Activity::new();
-        let began = activity.began;
-        let idle = Duration::from_secs(10);
-        tokio::join!(activity.stopped(idle), async {
-            tokio::time::sleep(Duration::from_secs(7)).await;
-            activity.note();
-        });
-        assert_eq!(began.elapsed(), Duration::from_secs(17));
     }
 }

@@ -80,7 +80,7 @@ class = "bulk"
         let (relay, direct, tap) = (self.relay_port, self.direct_port, self.wiretap.port);
         let text = format!(
             "listen = \"127.0.0.1:{direct}\"\nrelays = [\"relay://127.0.0.1:{tap}\"]\n\
-             [relay]\nlisten = \"127.0.0.1:{relay}\"\nnames = [\"127.0.0.1:{tap}\"]\n"
+             [relay]\nadmit = \"open\"\nlisten = \"127.0.0.1:{relay}\"\nnames = [\"127.0.0.1:{tap}\"]\n"
         );
         fs::write(self.path("cloud/gateway-cloud.toml"), text)?;
         Ok(())
