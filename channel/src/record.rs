@@ -3,7 +3,7 @@
 use std::mem;
 use std::ops::RangeInclusive;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BytesMut};
 use zeroize::Zeroize as _;
 
 use crate::cipher::{AeadKey, CipherError, TAG_BYTES};
@@ -17,33 +17,32 @@ pub(crate) enum Expected {
     Frame(RangeInclusive<usize>),
 }
 
-/// Cuts the stream into frames, however it arrives. Holds one unfinished frame at most.
+/// Cuts the stream into frames, however it arrives. Between calls of the session it holds less than
+/// one frame.
 #[derive(Default)]
 pub(crate) struct Incoming {
     buffer: BytesMut,
 }
 
 impl Incoming {
-    /// Takes bytes from the front of `bytes` until they complete what is `expected`.
-    ///
-    /// Returns `None` if there are too few, which are then kept.
+    /// Where the transport puts what has come.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Takes what is `expected` from the front, without a copy; `None` if it is not complete yet.
     ///
     /// # Errors
     ///
     /// The length that does not fit what is expected, as soon as it is known.
-    pub(crate) fn take(
-        &mut self,
-        bytes: &mut &[u8],
-        expected: &Expected,
-    ) -> Result<Option<BytesMut>, usize> {
-        match expected {
-            Expected::Bytes(count) => Ok(self
-                .fill(bytes, *count)
-                .then(|| mem::take(&mut self.buffer))),
+    pub(crate) fn take(&mut self, expected: &Expected) -> Result<Option<BytesMut>, usize> {
+        let (skipped, length) = match expected {
+            Expected::Bytes(count) => (0, *count),
             Expected::Frame(lengths) => {
-                if !self.fill(bytes, LENGTH_BYTES) {
-                    return Ok(None);
-                }
                 let Some(length) = self.buffer.first_chunk() else {
                     return Ok(None);
                 };
@@ -51,24 +50,17 @@ impl Incoming {
                 if !lengths.contains(&length) {
                     return Err(length);
                 }
-                if !self.fill(bytes, LENGTH_BYTES + length) {
-                    return Ok(None);
-                }
-                let mut frame = mem::take(&mut self.buffer);
-                frame.advance(LENGTH_BYTES);
-                Ok(Some(frame))
+                (LENGTH_BYTES, length)
             }
+        };
+        if self.buffer.len() < skipped + length {
+            return Ok(None);
         }
-    }
-
-    /// Moves bytes over until the buffer has `count`; tells whether it has.
-    fn fill(&mut self, bytes: &mut &[u8], count: usize) -> bool {
-        let missing = count.saturating_sub(self.buffer.len());
-        let (taken, rest) = bytes.split_at(missing.min(bytes.len()));
-        // As much as has come and no more: who announces much and sends little fills no memory.
-        self.buffer.extend_from_slice(taken);
-        *bytes = rest;
-        self.buffer.len() >= count
+        self.buffer.advance(skipped);
+        if self.buffer.len() == length {
+            return Ok(Some(mem::take(&mut self.buffer)));
+        }
+        Ok(Some(self.buffer.split_to(length)))
     }
 }
 
@@ -200,7 +192,10 @@ impl RecordKey {
     /// # Errors
     ///
     /// [`RecordError`]; the session is then over.
-    pub(crate) fn open(&mut self, mut frame: BytesMut) -> Result<(RecordType, Bytes), RecordError> {
+    pub(crate) fn open(
+        &mut self,
+        mut frame: BytesMut,
+    ) -> Result<(RecordType, BytesMut), RecordError> {
         let sealed = frame.len();
         let opened = self
             .key
@@ -213,7 +208,7 @@ impl RecordKey {
             .and_then(|byte| RecordType::from_byte(*byte))
             .ok_or(RecordError::UnknownType)?;
         frame.advance(1);
-        Ok((kind, frame.freeze()))
+        Ok((kind, frame))
     }
 
     /// Lets the key look as if it had done so many records.
@@ -314,21 +309,24 @@ mod tests {
         for cut in 1..=stream.len() {
             let mut incoming = Incoming::default();
             let mut frames = Vec::new();
-            for mut bytes in stream.chunks(cut) {
-                while !bytes.is_empty() {
-                    let expected = Expected::Frame(1..=2);
-                    frames.extend(incoming.take(&mut bytes, &expected).unwrap());
+            for bytes in stream.chunks(cut) {
+                incoming.buffer().extend_from_slice(bytes);
+                while let Some(frame) = incoming.take(&Expected::Frame(1..=2)).unwrap() {
+                    frames.push(frame.to_vec());
                 }
             }
             assert_eq!(frames, [vec![8, 9], vec![7]]);
+            assert!(incoming.is_empty());
         }
     }
 
     #[test]
-    fn a_length_out_of_range_is_refused_before_anything_is_kept_of_it() {
-        let mut incoming = Incoming::default();
-        let mut bytes = &[0, 3, 1, 2, 3][..];
-        assert_eq!(incoming.take(&mut bytes, &Expected::Frame(1..=2)), Err(3));
-        assert_eq!(bytes, [1, 2, 3]);
+    fn a_length_out_of_range_is_refused_before_its_bytes_have_come() {
+        for length in [0, 3, 65_535_u16] {
+            let mut incoming = Incoming::default();
+            incoming.buffer().extend_from_slice(&length.to_be_bytes());
+            let refused = incoming.take(&Expected::Frame(1..=2));
+            assert_eq!(refused, Err(usize::from(length)));
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use rand_core::CryptoRng;
 
 pub use error::{ConfigMistake, SessionError};
@@ -34,9 +34,9 @@ use stage::Stage;
 ///
 /// Four kinds of method: [`initiate`](Self::initiate) and [`respond`](Self::respond) make a
 /// session, `handle_*` feed it, [`send`](Self::send) and [`close`](Self::close) command it,
-/// `poll_*` drain it. After every call that changes it, poll in this order until each returns
-/// `None`: [`poll_transmit`](Self::poll_transmit), [`poll_event`](Self::poll_event),
-/// [`poll_timeout`](Self::poll_timeout).
+/// [`transmit`](Self::transmit) and `poll_*` drain it. After every call that changes it, send what
+/// [`transmit`](Self::transmit) has, take events until [`poll_event`](Self::poll_event) has none,
+/// and look at [`poll_timeout`](Self::poll_timeout).
 ///
 /// The private key is not in here. When its one ECDH is due, [`Event::KeyOperation`] asks for it,
 /// and [`handle_shared_secret`](Self::handle_shared_secret) brings the result.
@@ -81,7 +81,7 @@ pub enum Event {
         remote_static: PublicKey,
     },
     /// Stream bytes from the peer, in order and never empty.
-    Data(Bytes),
+    Data(BytesMut),
     /// The session has new keys; what it carries goes on. A service looks up again whether the
     /// gateway may stay.
     Renewed,
@@ -132,15 +132,32 @@ impl Session {
         })
     }
 
-    /// Takes bytes from the transport, cut anywhere. One unfinished record is kept at most; what
+    /// Takes bytes from the transport, cut anywhere. Less than one record is kept of them; what
     /// arrives after the end of a session is ignored.
     ///
     /// # Errors
     ///
     /// Any `Peer*` variant, and those `Local*` variants that say that this side is late.
-    pub fn handle_bytes(&mut self, now: Instant, mut bytes: &[u8]) -> Result<(), SessionError> {
-        while !bytes.is_empty() {
+    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) -> Result<(), SessionError> {
+        self.receive_buffer().extend_from_slice(bytes);
+        self.handle_received(now)
+    }
+
+    /// The transport may read straight into this, after what is there, and then call
+    /// [`handle_received`](Self::handle_received): records are opened where they lie.
+    pub fn receive_buffer(&mut self) -> &mut BytesMut {
+        self.incoming.buffer()
+    }
+
+    /// Takes what the transport has put into [`receive_buffer`](Self::receive_buffer).
+    ///
+    /// # Errors
+    ///
+    /// As [`handle_bytes`](Self::handle_bytes).
+    pub fn handle_received(&mut self, now: Instant) -> Result<(), SessionError> {
+        while !self.incoming.is_empty() {
             let Some(expected) = self.stage.expected() else {
+                self.incoming = Incoming::default();
                 return match self.stage {
                     Stage::Closed => Ok(()),
                     Stage::Failed => Err(SessionError::LocalOutOfTurn),
@@ -149,8 +166,8 @@ impl Session {
                     }
                 };
             };
-            match self.incoming.take(&mut bytes, &expected) {
-                Ok(None) => {}
+            match self.incoming.take(&expected) {
+                Ok(None) => break,
                 Ok(Some(frame)) => {
                     self.advance(|stage, outbox| stage.handle_frame(now, frame, outbox))?;
                 }
@@ -303,9 +320,16 @@ impl Session {
         }
     }
 
-    /// Returns what waits for the transport, all of it.
-    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
-        (self.outbox.bytes() > 0).then(|| mem::take(&mut self.outbox.frames))
+    /// What waits for the transport, in order. Tell [`transmitted`](Self::transmitted) how much of
+    /// it was taken.
+    #[must_use]
+    pub fn transmit(&self) -> &[u8] {
+        self.outbox.waiting()
+    }
+
+    /// Takes from the front of [`transmit`](Self::transmit) what the transport has taken.
+    pub fn transmitted(&mut self, bytes: usize) {
+        self.outbox.taken(bytes);
     }
 
     /// Returns the next event.
@@ -322,13 +346,6 @@ impl Session {
             Stage::Open(open) => Some(open.timeout()),
             Stage::Closed | Stage::Failed => None,
         }
-    }
-
-    /// How many bytes [`poll_transmit`](Self::poll_transmit) still has: the measure of how far the
-    /// transport is behind.
-    #[must_use]
-    pub fn transmit_bytes(&self) -> usize {
-        self.outbox.bytes()
     }
 
     /// Takes the stage out, and puts back what `step` makes of it; after an error there is none.
@@ -370,6 +387,8 @@ fn open_on(
 struct Outbox {
     /// Frames one after the other, so that the transport takes many at once.
     frames: Vec<u8>,
+    /// How many of them the transport has taken.
+    taken: usize,
     events: VecDeque<Event>,
 }
 
@@ -383,8 +402,27 @@ impl Outbox {
         &mut self.frames
     }
 
+    fn waiting(&self) -> &[u8] {
+        self.frames.get(self.taken..).unwrap_or_default()
+    }
+
     fn bytes(&self) -> usize {
-        self.frames.len()
+        self.frames.len() - self.taken
+    }
+
+    fn taken(&mut self, bytes: usize) {
+        self.taken = self.frames.len().min(self.taken + bytes);
+        if self.taken == self.frames.len() {
+            self.frames.clear();
+            self.taken = 0;
+        }
+    }
+
+    /// An idle session keeps no room for what it once had to say.
+    fn shrink(&mut self) {
+        if self.frames.is_empty() {
+            self.frames = Vec::new();
+        }
     }
 
     fn event(&mut self, event: Event) {
@@ -394,7 +432,7 @@ impl Outbox {
 
 /// How much may wait in a session before [`Session::send`] refuses more: what all yamux windows of
 /// a session have in flight together (protocol.md 2.4), so that only a driver that does not look at
-/// [`Session::transmit_bytes`] meets it.
+/// [`Session::transmit`] meets it.
 pub const TRANSMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How long a gateway tries to get in (protocol.md 2.4); a service need not decide after that.

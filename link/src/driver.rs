@@ -159,7 +159,11 @@ impl Driver<'_> {
                 continue;
             }
             let mut shared = Shared::lock(&self.shared);
-            let ahead = shared.pump.poll_ahead(cx);
+            let sent = match shared.poll_send(cx) {
+                Poll::Ready(sent) => sent,
+                Poll::Pending => Ok(()),
+            };
+            let ahead = sent.and_then(|()| shared.pump.poll_ahead(cx));
             let renewed = self.renewals.poll(cx, &mut shared.pump, &self.control);
             match ahead.and_then(|ahead| Ok(ahead | renewed?)) {
                 Ok(true) => {}

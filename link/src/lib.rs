@@ -20,6 +20,7 @@ mod dial;
 mod driver;
 mod error;
 mod handshake;
+mod inbox;
 mod messages;
 mod pipe;
 mod pump;

@@ -13,8 +13,9 @@ use crate::pump::Pump;
 
 /// The pump as the multiplexer sees it.
 ///
-/// Writes gather here until the multiplexer flushes, so that a header and its body become one
-/// record. The first failure is kept for the driver; the multiplexer gets a stand-in.
+/// Writes gather here until a record is full or the driver has nothing else to do, so that headers
+/// and bodies share records, and records share system calls. The first failure is kept for the
+/// driver; the multiplexer gets a stand-in.
 pub(crate) struct Pipe {
     shared: Arc<Mutex<Shared>>,
 }
@@ -60,9 +61,17 @@ impl Shared {
     fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         if !self.outbox.is_empty() {
             ready!(self.pump.poll_seal(cx, &self.outbox))?;
-            // An idle link keeps no buffer.
-            self.outbox = Vec::new();
+            self.outbox.clear();
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what the multiplexer has written, as far as the socket takes it.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        ready!(self.poll_outbox(cx))?;
+        ready!(self.pump.poll_transmit(cx))?;
+        // An idle link keeps no buffer.
+        self.outbox = Vec::new();
         Poll::Ready(Ok(()))
     }
 
@@ -104,13 +113,9 @@ impl AsyncWrite for Pipe {
         Poll::Ready(Ok(taken.len()))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut shared = Shared::lock(&self.shared);
-        let polled = match shared.poll_outbox(cx) {
-            Poll::Ready(Ok(())) => shared.pump.poll_transmit(cx),
-            unfinished @ (Poll::Ready(Err(_)) | Poll::Pending) => unfinished,
-        };
-        shared.guard(polled)
+    /// The driver sends whatever is here before it waits for anything.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -124,7 +129,5 @@ impl AsyncWrite for Pipe {
     }
 }
 
-/// One frame of yamux, 16 KiB and its header of 12 bytes. A ping waits behind no more than this
-/// and what the kernel holds, also on a link of 20 kbit/s, where 64 KiB would take 26 of the 30 s
-/// that the peer has to answer.
+/// One record: a frame of yamux, 16 KiB and its header of 12 bytes.
 const OUTBOX_BYTES_MAX: usize = 16 * 1024 + 12;

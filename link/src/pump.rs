@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
 use channel::{Admission, Event, Session};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -17,6 +16,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::LinkError;
 use crate::control::Control;
+use crate::inbox::Inbox;
 
 /// A socket, the session on it, and the few bytes between them.
 ///
@@ -25,10 +25,10 @@ use crate::control::Control;
 pub(crate) struct Pump {
     socket: TcpStream,
     session: Session,
-    /// The record that the socket has not taken yet.
-    record: Bytes,
+    /// How much may be sealed ahead of the socket.
+    ahead: usize,
     /// Stream bytes that arrived and were not taken yet.
-    inbox: BytesMut,
+    inbox: Inbox,
     /// What a renewal asks of the owner.
     asked: VecDeque<Event>,
     /// Why the session was closed, once either side has closed it.
@@ -42,8 +42,8 @@ impl Pump {
         Self {
             socket,
             session,
-            record: Bytes::new(),
-            inbox: BytesMut::new(),
+            ahead: AHEAD_BYTES_MIN,
+            inbox: Inbox::default(),
             asked: VecDeque::new(),
             closed: None,
             clock: None,
@@ -119,7 +119,7 @@ impl Pump {
 
     /// Reads once from the socket, for nobody; `false` at the end of the stream.
     pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, LinkError>> {
-        let mut chunk = [MaybeUninit::uninit(); READ_BYTES];
+        let mut chunk = [MaybeUninit::uninit(); DISCARD_BYTES];
         let mut chunk = ReadBuf::uninit(&mut chunk);
         ready!(Pin::new(&mut self.socket).poll_read(cx, &mut chunk))
             .map_err(LinkError::Transport)?;
@@ -154,15 +154,8 @@ impl Pump {
     ) -> Poll<Result<usize, LinkError>> {
         loop {
             self.take_events();
-            if !self.inbox.is_empty() {
-                let count = out.len().min(self.inbox.len());
-                self.inbox
-                    .split_to(count)
-                    .copy_to_slice(out.get_mut(..count).unwrap_or_default());
-                if self.inbox.is_empty() {
-                    // A burst may have made it large; an idle link keeps nothing.
-                    self.inbox = BytesMut::new();
-                }
+            let count = self.inbox.read(out);
+            if count > 0 {
                 return Poll::Ready(Ok(count));
             }
             if self.closed.is_some() {
@@ -172,14 +165,16 @@ impl Pump {
         }
     }
 
-    /// Seals stream bytes once everything sealed before is on its way. After a proper close, also
-    /// one because the keys are at their limit, the bytes have nowhere to go.
+    /// Seals stream bytes once little of what was sealed before waits for the socket. After a proper
+    /// close, also one because the keys are at their limit, the bytes have nowhere to go.
     pub(crate) fn poll_seal(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<(), LinkError>> {
-        ready!(self.poll_transmit(cx))?;
+        if self.session.transmit().len() >= self.ahead {
+            ready!(self.poll_transmit(cx))?;
+        }
         let sent = self.session.send(now(), bytes);
         self.take_events();
         if self.closed.is_none() {
@@ -190,23 +185,24 @@ impl Pump {
 
     /// Gives everything queued to the socket.
     pub(crate) fn poll_transmit(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
-        loop {
-            while self.record.has_remaining() {
-                let socket = Pin::new(&mut self.socket);
-                let count =
-                    ready!(socket.poll_write(cx, &self.record)).map_err(LinkError::Transport)?;
-                if count == 0 {
-                    let error = io::Error::from(io::ErrorKind::WriteZero);
-                    return Poll::Ready(Err(LinkError::Transport(error)));
-                }
-                self.record.advance(count);
-                self.control.count_out(count);
+        while !self.session.transmit().is_empty() {
+            let bytes = self.session.transmit();
+            let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+            let all = matches!(&written, Poll::Ready(Ok(count)) if *count == bytes.len());
+            self.ahead = if all {
+                (self.ahead * 2).min(AHEAD_BYTES_MAX)
+            } else {
+                AHEAD_BYTES_MIN
+            };
+            let count = ready!(written).map_err(LinkError::Transport)?;
+            if count == 0 {
+                let error = io::Error::from(io::ErrorKind::WriteZero);
+                return Poll::Ready(Err(LinkError::Transport(error)));
             }
-            match self.session.poll_transmit() {
-                Some(record) => self.record = Bytes::from(record),
-                None => return Poll::Ready(Ok(())),
-            }
+            self.session.transmitted(count);
+            self.control.count_out(count);
         }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, LinkError>> {
@@ -227,15 +223,11 @@ impl Pump {
     /// Reads once from the socket into the session.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         // Answers to pings wait here too; who floods with pings and reads no answer is not heard.
-        if self.session.transmit_bytes() >= ANSWERS_BYTES_MAX {
+        if self.session.transmit().len() >= ANSWERS_BYTES_MAX {
             ready!(self.poll_transmit(cx))?;
         }
-        let mut chunk = [MaybeUninit::uninit(); READ_BYTES];
-        let mut chunk = ReadBuf::uninit(&mut chunk);
-        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut chunk))
-            .map_err(LinkError::Transport)?;
-        let bytes = chunk.filled();
-        if bytes.is_empty() {
+        let count = ready!(self.poll_read(cx)).map_err(LinkError::Transport)?;
+        if count == 0 {
             let (received, _) = self.control.bytes();
             let ended = self.session.handle_end(now());
             // After a proper close there is nothing more to read, whoever has closed.
@@ -245,9 +237,23 @@ impl Pump {
                 ended => ended.map_err(LinkError::from),
             });
         }
-        self.control.count_in(bytes.len());
-        self.session.handle_bytes(now(), bytes)?;
+        self.control.count_in(count);
+        self.session.handle_received(now())?;
         Poll::Ready(Ok(()))
+    }
+
+    /// Reads once into the session's own buffer, which has room only once there is something to
+    /// read: an idle link keeps none.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.socket.poll_read_ready(cx))?;
+            let buffer = self.session.receive_buffer();
+            buffer.reserve(READ_BYTES);
+            match self.socket.try_read_buf(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
     }
 
     /// Ready when the session's deadline was reached, and handled.
@@ -290,7 +296,7 @@ impl Pump {
     fn take_events(&mut self) {
         while let Some(event) = self.session.poll_event() {
             match event {
-                Event::Data(bytes) => self.inbox.extend_from_slice(&bytes),
+                Event::Data(bytes) => self.inbox.push(bytes),
                 Event::Closed(reason) => self.closed = Some(reason),
                 Event::NewStatement(_)
                 | Event::KeyOperation { .. }
@@ -308,9 +314,20 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// One read of the socket: a quarter of the largest record, so that it may live on the stack and
-/// an idle session keeps no buffer.
-const READ_BYTES: usize = 16 * 1024;
+/// One read of the socket: four records of a busy link.
+const READ_BYTES: usize = 64 * 1024;
+
+/// One read for nobody, on the stack.
+const DISCARD_BYTES: usize = 16 * 1024;
+
+/// What may be sealed ahead of a socket that is full: one frame of yamux. A ping waits behind no
+/// more than this, two frames and what the kernel holds, also on a link of 20 kbit/s, where 64 KiB
+/// would take 26 of the 30 s that the peer has to answer.
+const AHEAD_BYTES_MIN: usize = 1;
+
+/// What may be sealed ahead of a socket that takes everything at once: enough to make system calls
+/// cheap beside what they carry.
+const AHEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// What a peer may send before anything is taken: the windows of its streams (protocol.md 2.4,
 /// 4 MiB per session), and the headers of yamux around it.

@@ -69,13 +69,13 @@ pub enum SessionError {
     LocalOutOfTurn,
 
     /// More is queued than a peer that reads would leave there; nothing was added. Drain
-    /// [`poll_transmit`](crate::Session::poll_transmit) first.
+    /// [`transmit`](crate::Session::transmit) first.
     #[error(
         "{bytes} bytes wait to be sent, the limit is {}",
         crate::TRANSMIT_BYTES_MAX
     )]
     LocalBacklog {
-        /// What [`transmit_bytes`](crate::Session::transmit_bytes) says.
+        /// How much waits there.
         bytes: usize,
     },
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::payload::Admission;
 use super::renewal::{Move, Renewal};
@@ -133,6 +133,7 @@ impl Open {
             return Err(SessionError::PeerSilent(silence));
         }
         self.pinged_at = Some(now);
+        outbox.shrink();
         self.transmit(RecordType::Ping, &[], outbox)
     }
 
@@ -221,7 +222,7 @@ impl Open {
         &mut self,
         now: Instant,
         kind: RecordType,
-        body: Bytes,
+        body: BytesMut,
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
         self.heard_at = now;

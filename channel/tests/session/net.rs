@@ -169,10 +169,8 @@ impl Side {
 
     /// What the session wants to send.
     pub(crate) fn take(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        while let Some(frame) = self.session.poll_transmit() {
-            bytes.extend(frame);
-        }
+        let bytes = self.session.transmit().to_vec();
+        self.session.transmitted(bytes.len());
         self.sent.extend(&bytes);
         bytes
     }

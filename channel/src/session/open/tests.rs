@@ -407,13 +407,16 @@ impl Pair {
 
     fn exchange(&mut self) {
         loop {
-            let up = self.gateway.session.poll_transmit();
-            let down = self.service.session.poll_transmit();
-            if up.is_none() && down.is_none() {
+            let [up, down] = [&mut self.gateway, &mut self.service].map(|side| {
+                let bytes = side.session.transmit().to_vec();
+                side.session.transmitted(bytes.len());
+                bytes
+            });
+            if up.is_empty() && down.is_empty() {
                 return;
             }
-            self.service.take(self.now, &up.unwrap_or_default());
-            self.gateway.take(self.now, &down.unwrap_or_default());
+            self.service.take(self.now, &up);
+            self.gateway.take(self.now, &down);
         }
     }
 
