@@ -103,7 +103,8 @@ async fn both_ways(relay: &Relay) {
     pass(&mut service, &mut client).await;
 
     client.shutdown().await.unwrap();
-    assert_eq!(service.read(&mut [0]).await.unwrap(), 0);
+    let end = timeout(PATIENCE, service.read(&mut [0])).await;
+    assert_eq!(end.expect("the end does not pass").unwrap(), 0);
     service.write_all(b"after").await.unwrap();
     let mut after = [0; 5];
     client.read_exact(&mut after).await.unwrap();
@@ -161,7 +162,8 @@ async fn what_is_held_for_a_peer_that_does_not_read_is_bounded_and_not_lost() {
         let (client, mut service) = relay.joined().await;
         let sent = fill(&client).await;
         let mut received = vec![0; sent.len()];
-        service.read_exact(&mut received).await.unwrap();
+        let read = timeout(PATIENCE, service.read_exact(&mut received)).await;
+        read.expect("bytes are lost").unwrap();
         assert!(received == sent, "{} bytes", sent.len());
     }
 }
@@ -508,11 +510,14 @@ async fn a_service_fetches_all_gateways_that_wait_for_it_at_once() {
         token: None,
     };
     let mut last = fetching.pop().unwrap();
-    let (asked, accepted) = tokio::join!(client.ask(&hello), async {
-        let id = incoming(&mut registration).await;
-        last.ask(&ClientMessage::Accept { id }).await
-    });
-    assert_eq!((asked, accepted), (RelayCode::Ok, RelayCode::Ok));
+    let both = async {
+        tokio::join!(client.ask(&hello), async {
+            let id = incoming(&mut registration).await;
+            last.ask(&ClientMessage::Accept { id }).await
+        })
+    };
+    let answers = timeout(PATIENCE, both).await.expect("nobody is called");
+    assert_eq!(answers, (RelayCode::Ok, RelayCode::Ok));
 
     // Who leaves takes the room along.
     drop((registration, fetching));

@@ -208,3 +208,70 @@ impl Activity {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpSocket,
+        time::timeout,
+    };
+
+    #[tokio::test]
+    async fn what_the_other_side_takes_in_parts_arrives_whole() {
+        for pipes_max in [1, 0] {
+            let (mut client, near) = pair(256 * 1024).await;
+            let (far, mut service) = pair(4096).await;
+            let limits = Limits::default();
+            let pipes = Pipes::new(limits.splice_bytes, pipes_max);
+            let metrics = RelayMetrics::default();
+            let carrier = Carrier {
+                limits: &limits,
+                pipes: &pipes,
+                metrics: &metrics,
+            };
+            // One filling of a pipe, and many times what the socket behind it has room for.
+            let sent: Vec<u8> = (0..=250).cycle().take(60 * 1024).collect();
+            let talk = async {
+                client.write_all(&sent).await.unwrap();
+                let mut received = vec![0; sent.len()];
+                let read = timeout(PATIENCE, service.read_exact(&mut received)).await;
+                read.expect("bytes are lost").unwrap();
+                assert!(received == sent);
+                drop((client, service));
+            };
+            // How the two ends leave does not matter here.
+            let (_, ()) = tokio::join!(splice(near, far, carrier), talk);
+            assert_eq!(metrics.to_service.get(), 60 * 1024);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_measured_from_the_last_byte() {
+        let activity = Activity::new();
+        let began = activity.began;
+        let idle = Duration::from_secs(10);
+        tokio::join!(activity.stopped(idle), async {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            activity.note();
+        });
+        assert_eq!(began.elapsed(), Duration::from_secs(17));
+    }
+
+    /// Two ends of a connection, the first with so large a buffer for sending, the second for
+    /// receiving.
+    async fn pair(bytes: u32) -> (TcpStream, TcpStream) {
+        let (first, second) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
+        first.set_send_buffer_size(bytes).unwrap();
+        second.set_recv_buffer_size(bytes).unwrap();
+        second.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = second.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (first, second) = tokio::join!(first.connect(address), listener.accept());
+        (first.unwrap(), second.unwrap().0)
+    }
+
+    /// Longer than anything takes on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(20);
+}
