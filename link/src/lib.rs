@@ -15,6 +15,7 @@
 //! stops the peer, through the windows of yamux, and no other stream.
 
 mod address;
+mod bytes;
 mod control;
 mod dial;
 mod driver;
@@ -29,6 +30,7 @@ mod renewal;
 mod streams;
 
 pub use address::{Address, AddressError};
+pub use bytes::ByteStream;
 pub use dial::dial;
 pub use driver::{Driver, Link};
 pub use error::{LinkError, Stage};

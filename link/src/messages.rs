@@ -9,8 +9,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use tokio_util::compat::Compat;
 
-use crate::LinkError;
 use crate::control::Control;
+use crate::{ByteStream, LinkError};
 
 pub use wire::upload::MESSAGE_BYTES_MAX;
 
@@ -70,6 +70,19 @@ impl Messages {
     /// As [`Sender::finish`].
     pub async fn finish(&mut self) -> Result<(), LinkError> {
         self.sender.finish().await
+    }
+
+    /// The stream as bytes, from the first one on that was not taken as a message. For a stream on
+    /// which this side has sent no message, or whose last was sent to its end.
+    #[must_use]
+    pub fn into_bytes(self) -> ByteStream {
+        let Self { sender, receiver } = self;
+        let parts = receiver.frames.into_parts();
+        ByteStream {
+            head: parts.read_buf,
+            stream: parts.io.unsplit(sender.frames.into_inner()),
+            _permit: sender._permit,
+        }
     }
 
     /// Separates the directions, so that two tasks may hold them. The stream ends with the last.

@@ -2,19 +2,17 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 
 use channel::{
     Admission, InitiatorConfig, OnlineKey, Purpose, RecordKey, ResponderConfig, SigningKey as _,
     SoftwareSigningKey, SoftwareStaticKey, Statement, StatementContent, StaticKey as _, Suite,
 };
-use cloud::relay::{Admit, Limits, RelayConfig};
+use cloud::relay::{Admit, Limits, RelayConfig, RelayMetrics};
 use futures::future::BoxFuture;
 use getrandom::SysRng;
 use link::relay::RelayEvent;
 use link::{Address, KeepStatement, Messages, PeerHello, Registry, StreamName};
 use rand_core::UnwrapErr;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 /// `gateway-cloud relay` without its limit of bytes per second, which its configuration does not
@@ -25,12 +23,14 @@ pub(crate) fn relay() {
         let address = listener.local_addr().unwrap();
         let config = RelayConfig {
             names: vec![address.to_string()],
+            services: None,
             admit: Admit::Open,
             max_clients: 10,
             limits: Limits {
-                bytes_per_second: u32::MAX,
+                bytes_per_second: u64::MAX,
                 ..Limits::default()
             },
+            metrics: RelayMetrics::default(),
         };
         println!("{}", address.port());
         cloud::tasks::run(|stop| cloud::relay::serve(listener, config, stop))
@@ -47,7 +47,7 @@ pub(crate) fn outlet(relay_port: &str, target: &str) {
     block_on(async {
         let identity = SoftwareSigningKey::generate(&mut rng());
         let online = SoftwareSigningKey::generate(&mut rng());
-        let key = Arc::new(SoftwareStaticKey::generate(&mut rng()));
+        let key: &'static _ = Box::leak(Box::new(SoftwareStaticKey::generate(&mut rng())));
         let content = StatementContent {
             serial: 1,
             channel_keys: vec![key.public()],
@@ -63,14 +63,14 @@ pub(crate) fn outlet(relay_port: &str, target: &str) {
             .unwrap();
         println!("{}", statement.fingerprint());
         while let Ok(RelayEvent::Incoming(id)) = registration.next().await {
-            let (relay, key) = (relay.clone(), Arc::clone(&key));
+            let relay = relay.clone();
             let config = ResponderConfig {
                 statement: statement.clone(),
                 static_key: key.public(),
             };
             tokio::spawn(async move {
                 let stream = link::relay::accept(&relay, id).await.unwrap();
-                let accepted = link::accept(stream, config, &*key, &Open).await;
+                let accepted = link::accept(stream, config, key, &Open).await;
                 let (driver, streams) = accepted.unwrap().0.split();
                 tokio::spawn(driver.run());
                 while let Some((_, messages)) = streams.accept().await {
@@ -86,7 +86,7 @@ pub(crate) fn outlet(relay_port: &str, target: &str) {
 /// port.
 pub(crate) fn inlet(relay_port: &str, service: &str, suite: &str) {
     block_on(async {
-        let key = SoftwareStaticKey::generate(&mut rng());
+        let key: &'static _ = Box::leak(Box::new(SoftwareStaticKey::generate(&mut rng())));
         let config = InitiatorConfig {
             suite: if suite == suite_name(Suite::AesGcm) {
                 Suite::AesGcm
@@ -99,7 +99,7 @@ pub(crate) fn inlet(relay_port: &str, service: &str, suite: &str) {
             purpose: Purpose::Deliver,
             version: "bench".to_owned(),
         };
-        let connected = link::connect(&relay_address(relay_port), config, &key, &Forget).await;
+        let connected = link::connect(&relay_address(relay_port), config, key, &Forget).await;
         let (driver, streams) = connected.unwrap().split();
         tokio::spawn(driver.run());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -119,28 +119,18 @@ pub(crate) fn suite_name(suite: Suite) -> &'static str {
     }
 }
 
-/// Bytes of a socket as messages, and back, until both directions have ended.
-async fn pass(messages: Messages, socket: TcpStream) {
+/// Bytes of a socket through a tunnel and back, until both directions have ended.
+async fn pass(messages: Messages, mut socket: TcpStream) {
     socket.set_nodelay(true).unwrap();
-    let (mut sender, mut receiver) = messages.split();
-    let (mut reader, mut writer) = socket.into_split();
-    let out = async {
-        let mut buffer = vec![0; MESSAGE_BYTES];
-        loop {
-            match reader.read(&mut buffer).await {
-                Ok(0) | Err(_) => break sender.finish().await.map_err(drop),
-                Ok(count) => sender.send(&buffer[..count]).await.map_err(drop)?,
-            }
-        }
-    };
-    let back = async {
-        while let Some(bytes) = receiver.recv().await.map_err(drop)? {
-            writer.write_all(&bytes).await.map_err(drop)?;
-        }
-        writer.shutdown().await.map_err(drop)
-    };
+    let mut tunnel = messages.into_bytes();
     // A connection that the bench has closed may end in any way.
-    let _ = tokio::try_join!(out, back);
+    let _ = tokio::io::copy_bidirectional_with_sizes(
+        &mut socket,
+        &mut tunnel,
+        BUFFER_BYTES,
+        BUFFER_BYTES,
+    )
+    .await;
 }
 
 fn relay_address(port: &str) -> Address {
@@ -179,5 +169,5 @@ impl KeepStatement for Forget {
     }
 }
 
-/// Bytes of a tunnel in one message, while a stream of a link is messages only.
-const MESSAGE_BYTES: usize = 64 * 1024;
+/// As much as a link writes and reads at once.
+const BUFFER_BYTES: usize = 64 * 1024;
