@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 
 pub(crate) mod authority;
+pub(crate) mod gateway;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use channel::{
     Admission, Fingerprint, InitiatorConfig, Purpose, RecordPublicKey, Statement, StaticKey, Suite,
@@ -96,6 +97,11 @@ impl Cloud {
             serving,
             folder,
         }
+    }
+
+    /// Its state folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn fingerprint(&self) -> Fingerprint {
