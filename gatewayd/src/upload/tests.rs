@@ -80,6 +80,29 @@ async fn an_ack_beyond_what_was_sent_breaks_the_rules() {
 }
 
 #[tokio::test]
+async fn an_ack_may_cover_what_left_by_hand_and_no_more() {
+    let site = Site::new();
+    let mut epoch = site.open_epoch(Class::Normal, true).await;
+    for _ in 0..4 {
+        site.append(&mut epoch, 60_000).await;
+    }
+    site.spool.note_exported(epoch.id(), 3).await.unwrap();
+    let mut far = site.start().await;
+    far.hear().await;
+    far.welcome(vec![]).await;
+    far.hear().await;
+    assert_eq!(far.batches(1).await, [0]);
+
+    far.ack(&epoch, 3).await;
+    assert_eq!(far.batches(1).await, [3]);
+    assert_eq!(site.held(Class::Normal).await, 1);
+
+    far.ack(&epoch, 5).await;
+    assert!(matches!(far.end().await, Err(Failure::Protocol(_))));
+    assert_eq!(site.held(Class::Normal).await, 1);
+}
+
+#[tokio::test]
 async fn an_ack_for_an_epoch_that_nobody_knows_changes_nothing() {
     let site = Site::new();
     let mut epoch = site.open_epoch(Class::Normal, true).await;
