@@ -402,6 +402,70 @@ async fn numbers_that_the_gateway_holds_no_more_are_declared_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_restored_database_lacks_is_recorded_as_lost_at_the_service() {
+    let (cloud, gateway) = cloud_and_gateway().await;
+    let mut lane = gateway.lane(&cloud).await;
+    let batches: Vec<_> = (0..3).map(|n| lane.sealed(&one_reading(n))).collect();
+    let mut uplink = gateway.uplink(&cloud).await;
+    uplink.hello().await;
+    uplink.send(&lane.header()).await;
+    uplink.send(&batches[0]).await;
+    assert_eq!(uplink.answer().await, lane.ack(1));
+    cloud.change(READINGS, "PRAGMA wal_checkpoint(TRUNCATE)");
+    let file = cloud.folder().join(READINGS);
+    let backup = std::fs::read(&file).unwrap();
+    for (batch, next) in batches[1..].iter().zip(2..) {
+        uplink.send(batch).await;
+        assert_eq!(uplink.answer().await, lane.ack(next));
+    }
+    uplink.session.cut();
+
+    let cloud = cloud
+        .restart_after(|folder| {
+            std::fs::write(folder.join(READINGS), backup).unwrap();
+            let log = folder.join(format!("{READINGS}-wal"));
+            if log.exists() {
+                std::fs::remove_file(log).unwrap();
+            }
+        })
+        .await;
+    let mut uplink = gateway.uplink(&cloud).await;
+    assert_eq!(uplink.hello().await[0].next, 1);
+    // The gateway has forgotten them long since.
+    uplink.send(&lane.header()).await;
+    uplink.send(&lane.below(3)).await;
+    assert_eq!(uplink.answer().await, lane.ack(3));
+
+    let lost = "SELECT concat_ws(' ', count(*), first, last) FROM lost_at_service";
+    assert_eq!(cloud.reading::<String>(lost), "1 1 2");
+    // What a ledger explains was lost at the gateway.
+    let entry = LedgerEntry {
+        id: 1,
+        chain_id: CHAIN,
+        reason: LossReason::Full,
+        tallies: Vec::new(),
+        from_ms: 0,
+        until_ms: 0,
+        batches: vec![LostBatches {
+            epoch_id: lane.epoch.id(),
+            first: 1,
+            last: 2,
+        }],
+        names: Vec::new(),
+    };
+    let batch = Batch {
+        ledger: vec![entry],
+        ..Batch::default()
+    };
+    uplink.send(&lane.sealed(&batch)).await;
+    assert_eq!(uplink.answer().await, lane.ack(4));
+    assert_eq!(
+        cloud.reading::<i64>("SELECT count(*) FROM lost_at_service"),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_numbers_than_an_epoch_has_are_not_declared_gone() {
     let (cloud, gateway) = cloud_and_gateway().await;
     let lane = gateway.lane(&cloud).await;

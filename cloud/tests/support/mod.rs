@@ -56,11 +56,18 @@ impl Cloud {
     }
 
     /// Cuts the process off wherever it is, and starts another on what is on the disk.
-    pub(crate) async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
+        self.restart_after(|_| ()).await
+    }
+
+    /// The same, with something done to what is on the disk in between.
+    pub(crate) async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> Self {
         self.serving.abort();
         // Once it is gone, nobody writes.
         let _ = (&mut self.serving).await;
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        drop(self);
+        meanwhile(folder.path());
         Self::start_in(folder, Vec::new(), 100).await
     }
 

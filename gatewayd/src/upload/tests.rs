@@ -145,6 +145,66 @@ async fn numbers_that_are_gone_are_declared_before_the_first_that_is_held() {
 }
 
 #[tokio::test]
+async fn what_is_evicted_during_an_upload_is_declared_and_the_rest_goes_on() {
+    let site = Site::new();
+    let mut epoch = site.open_epoch(Class::Bulk, true).await;
+    for _ in 0..20 {
+        site.append(&mut epoch, 60_000).await;
+    }
+    let mut far = site.start().await;
+    far.hear().await;
+    far.welcome(vec![]).await;
+    far.hear().await;
+    assert_eq!(far.batches(1).await, [0]);
+
+    // Another service's critical data needs the room.
+    let other = Lane {
+        service: [9; 32],
+        class: Class::Critical,
+    };
+    let rival = NewEpoch {
+        lane: other,
+        epoch_id: [9; 32],
+        index: 0,
+        unsigned_header: vec![0; 100],
+    };
+    site.spool.open_epoch(rival).await.unwrap();
+    let mut number = 0;
+    while site.held(Class::Bulk).await > 10 {
+        let batch = NewBatch {
+            lane: other,
+            epoch_id: [9; 32],
+            number,
+            chain: [0; 32],
+            tallies: Vec::new(),
+            from_ms: 0,
+            until_ms: 0,
+            bytes: vec![0; 200_000],
+            ledger_ids: Vec::new(),
+        };
+        site.spool.append(batch).await.unwrap();
+        number += 1;
+    }
+    let oldest = site.spool.lane(site.lane(Class::Bulk)).await.unwrap();
+    let (_, first) = oldest.oldest.unwrap();
+    assert!(1 < first);
+    far.ack(&epoch, 1).await;
+
+    let below = ToService::Below {
+        chain_id: site.spool.chain_id(),
+        epoch_id: epoch.id(),
+        from: first,
+    };
+    assert_eq!(far.hear().await, below);
+    assert_eq!(far.batches(1).await, [first]);
+    // Declared gone, so the ack may pass over it; and the ledger has it.
+    far.ack(&epoch, first + 1).await;
+    assert_eq!(far.batches(1).await, [first + 1]);
+    let ledger = site.spool.ledger_open(*site.keys.pin().bytes()).await;
+    assert_eq!(ledger.unwrap()[0].batches[0].last, first - 1);
+}
+
+#[tokio::test]
 async fn a_service_that_lags_behind_what_was_forgotten_is_told_so() {
     let site = Site::new();
     let mut epoch = site.open_epoch(Class::Normal, true).await;
