@@ -27,7 +27,8 @@ unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
 	cargo test --locked --workspace --all-features --no-run
 	timeout --foreground 20m cargo test --locked --workspace --all-features # a test that hangs fails
 
-bench: setup ## what the TPM's protection costs, beside bare commands (2 minutes, half of it building)
+bench: setup ## what the TPM's protection costs, beside bare commands, and the seal (3 minutes, most of it building)
+	cargo bench --locked --package channel --bench seal
 	cargo bench --locked --package hsm --features swtpm --bench tpm
 
 deny: setup ## licences, banned crates and sources of everything linked (installs cargo-deny)
