@@ -28,76 +28,21 @@ async fn what_was_carried_by_hand_is_stored_once_and_acknowledged_later() {
     let stick = site.path("stick");
     std::fs::create_dir(&stick).unwrap();
 
-    let exported = site
-        .gatewayctl(&["spool", "export", stick.to_str().unwrap()], "")
-        .await
-        .unwrap();
-    assert!(exported.status.success(), "{}", stderr(&exported));
-    assert!(
-        stderr(&exported).contains("They stay here until"),
-        "{}",
-        stderr(&exported)
-    );
-    let file = PathBuf::from(stdout(&exported).trim());
+    let file = export(&site, &[stick.to_str().unwrap()]).await;
+    assert_eq!(file.parent(), Some(&*stick));
     assert_eq!(
         std::fs::read_dir(&stick).unwrap().count(),
         1,
         "no part is left"
     );
-    assert_eq!(file.parent(), Some(&*stick));
-
-    let opened = open(&site, &[&file]).await;
-    assert!(opened.status.success(), "{}", stderr(&opened));
-    assert!(
-        stdout(&opened).contains("; from greenhouse-7"),
-        "{}",
-        stdout(&opened)
-    );
+    let opened = open(&site, &[&file], 0).await;
+    assert!(stdout(&opened).contains("; from greenhouse-7"));
     let carried = site.rows();
     assert!(before + 20 <= carried, "{before} {carried}");
-    let again = open(&site, &[&file]).await;
-    assert!(
-        stdout(&again).contains(": 0 new batches, "),
-        "{}",
-        stdout(&again)
-    );
+    let again = open(&site, &[&file], 0).await;
+    assert!(stdout(&again).contains(": 0 new batches, "));
     assert_eq!(site.rows(), carried);
-
-    // Only what is new.
-    site.stored_more(5).await;
-    let second = site.path("second.sealed");
-    let arguments = [
-        "spool",
-        "export",
-        second.to_str().unwrap(),
-        "--new",
-        "--service",
-        "cloud",
-    ];
-    let exported = site.gatewayctl(&arguments, "").await.unwrap();
-    assert!(exported.status.success(), "{}", stderr(&exported));
-    let opened = open(&site, &[&second]).await;
-    assert!(
-        stdout(&opened).contains(" 0 known already, "),
-        "{}",
-        stdout(&opened)
-    );
-    let refused = site.gatewayctl(&arguments, "").await.unwrap();
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(
-        stderr(&refused).contains("it exists already"),
-        "{}",
-        stderr(&refused)
-    );
-    let foreign = site.path("cloud/gateway-cloud.toml");
-    let opened = open(&site, &[&foreign, &second]).await;
-    assert_eq!(opened.status.code(), Some(1));
-    assert!(stderr(&opened).contains("no file of gatewayctl spool export"));
-    assert!(
-        stdout(&opened).contains("second.sealed: 0 new"),
-        "{}",
-        stdout(&opened)
-    );
+    only_what_is_new(&site).await;
 
     // The link is back: acks cover what came by hand, and the books balance.
     site.start_service().await.unwrap();
@@ -109,6 +54,27 @@ async fn what_was_carried_by_hand_is_stored_once_and_acknowledged_later() {
     let status = site.status().await.unwrap();
     let books = Accounts::read(&status, &site.readings()).unwrap();
     assert!(books.hold(), "{books:?}");
+}
+
+/// A second export, and what cannot be done.
+async fn only_what_is_new(site: &Fixture) {
+    site.stored_more(5).await;
+    let second = site.path("second.sealed");
+    let arguments = [second.to_str().unwrap(), "--new", "--service", "cloud"];
+    export(site, &arguments).await;
+    let opened = open(site, &[&second], 0).await;
+    assert!(stdout(&opened).contains(" 0 known already, "));
+
+    let refused = site
+        .gatewayctl(&[&["spool", "export"], &arguments[..]].concat(), "")
+        .await
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("it exists already"));
+    let foreign = site.path("cloud/gateway-cloud.toml");
+    let opened = open(site, &[&foreign, &second], 1).await;
+    assert!(stderr(&opened).contains("no file of gatewayctl spool export"));
+    assert!(stdout(&opened).contains("second.sealed: 0 new"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,9 +115,22 @@ async fn a_rotated_record_key_is_used_by_the_gateway_and_nothing_is_missed() {
     assert!(headers.iter().any(to_new));
 }
 
-async fn open(site: &Site, files: &[&PathBuf]) -> Output {
+/// Exports; returns the file.
+async fn export(site: &Site, arguments: &[&str]) -> PathBuf {
+    let arguments = [&["spool", "export"], arguments].concat();
+    let exported = site.gatewayctl(&arguments, "").await.unwrap();
+    assert!(exported.status.success(), "{}", stderr(&exported));
+    assert!(stderr(&exported).contains("They stay here until"));
+    PathBuf::from(stdout(&exported).trim())
+}
+
+/// Opens files, which ends with this code.
+async fn open(site: &Site, files: &[&PathBuf], code: i32) -> Output {
     let mut command = site.gateway_cloud().unwrap();
-    run(command.arg("open").args(files), "").await.unwrap()
+    let opened = run(command.arg("open").args(files), "").await.unwrap();
+    let said = (stdout(&opened), stderr(&opened));
+    assert_eq!(opened.status.code(), Some(code), "{said:?}");
+    opened
 }
 
 fn stdout(output: &Output) -> String {

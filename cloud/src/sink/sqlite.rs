@@ -606,6 +606,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_version_before_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("readings.db");
+        let file = Connection::open(&path).unwrap();
+        file.execute_batch(&format!(
+            "{} PRAGMA user_version = 1;
+             INSERT INTO epoch (gateway, epoch_id, class, chain_id, idx, run_id, header, adopted)
+             VALUES (x'{}', x'{}', 1, x'{}', 0, x'{}', x'00', 0);",
+            include_str!("schema.sql"),
+            "03".repeat(32),
+            "01".repeat(32),
+            "04".repeat(16),
+            "05".repeat(16),
+        ))
+        .unwrap();
+        drop(file);
+
+        let sink = SqliteSink::open(&path).unwrap();
+        // What came before over a session counts as announced.
+        assert!(sink.is_announced(&[3; 32], &[4; 16]).unwrap());
+        assert!(!sink.is_announced(&[3; 32], &[5; 16]).unwrap());
+        let (stored, next, _) = store(&sink, &batch(1, 0)).unwrap();
+        assert_eq!((stored, next), (Stored::New, 1));
+    }
+
+    #[test]
     fn a_file_of_a_newer_version_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("readings.db");

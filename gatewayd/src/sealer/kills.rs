@@ -200,7 +200,7 @@ impl Lineage {
         // third of the lives is let go until the first word, however slow the machine is.
         let mut said = Vec::new();
         let mut output = child.stderr.take().unwrap();
-        if microseconds % 3 != 0 {
+        if !microseconds.is_multiple_of(3) {
             let mut first = [0; 1];
             if output.read(&mut first).unwrap() == 1 {
                 said.push(first[0]);

@@ -289,6 +289,36 @@ async fn critical_goes_first_and_a_header_that_is_not_signed_holds_up_its_lane_o
     assert_eq!(far.batch().await.epoch_id, normal.id());
 }
 
+/// An epoch lives an hour, so two hours leave three that nobody has signed for.
+#[tokio::test]
+async fn two_hours_of_epochs_without_a_tpm_wait_and_leave_in_order_once_it_signs() {
+    let site = Site::new();
+    let mut epochs = Vec::new();
+    for _ in 0..3 {
+        let mut epoch = site.open_epoch(Class::Normal, false).await;
+        site.append(&mut epoch, 10).await;
+        site.append(&mut epoch, 10).await;
+        epochs.push(epoch);
+    }
+    let mut far = site.start().await;
+    far.hear().await;
+    far.welcome(vec![]).await;
+    far.hears_nothing().await;
+    assert_eq!(site.held(Class::Normal).await, 6);
+
+    // The TPM is back. The newest first, which must not overtake.
+    for epoch in epochs.iter().rev() {
+        site.sign(epoch).await;
+    }
+    for epoch in &epochs {
+        assert!(matches!(far.hear().await, ToService::Header(_)));
+        for number in 0..2 {
+            let batch = far.batch().await;
+            assert_eq!((batch.epoch_id, batch.number), (epoch.id(), number));
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_epoch_that_cannot_be_opened_is_set_aside_and_the_lane_goes_on() {
     let site = Site::new();
