@@ -423,10 +423,6 @@ async fn what_a_restored_database_lacks_is_recorded_as_lost_at_the_service() {
     let cloud = cloud
         .restart_after(|folder| {
             std::fs::write(folder.join(READINGS), backup).unwrap();
-            let log = folder.join(format!("{READINGS}-wal"));
-            if log.exists() {
-                std::fs::remove_file(log).unwrap();
-            }
         })
         .await;
     let mut uplink = gateway.uplink(&cloud).await;
