@@ -46,7 +46,7 @@ pub struct Desk<'a> {
 /// If the file cannot be read, is no such file, or is for another service, or if the registry or
 /// the database fails. What was stored until then stays; the file can be opened again.
 pub fn open(path: &Path, desk: &Desk<'_>) -> anyhow::Result<Report> {
-    let mut file = File::open(path).context("cannot be opened")?;
+    let mut file = File::open(path)?;
     read(&mut file, desk)
 }
 
@@ -60,7 +60,9 @@ fn read(file: &mut impl Read, desk: &Desk<'_>) -> anyhow::Result<Report> {
     let mut pieces = Pieces::default();
     let mut portion = vec![0; PORTION_BYTES];
     loop {
-        let bytes = file.read(&mut portion).context("cannot be read")?;
+        let bytes = file
+            .read(&mut portion)
+            .context("the medium fails; copy it again, or export again")?;
         if bytes == 0 {
             pieces.finish();
         }
@@ -105,7 +107,7 @@ impl Opening<'_> {
                 self.report.pieces += 1;
             }
             Piece::OtherVersion => {
-                bail!("is of a version that is not known here; update gateway-cloud")
+                bail!("it is of a version that is not known here\ndo: update gateway-cloud")
             }
             Piece::Header(bytes) => {
                 self.report.pieces += 1;
@@ -124,7 +126,9 @@ impl Opening<'_> {
         let own = self.desk.keys.statement.fingerprint();
         if label.service != *own.bytes() {
             let theirs = Fingerprint::new(KeyKind::ServiceIdentity, label.service);
-            bail!("is for another service, {theirs}; this one is {own}");
+            bail!(
+                "it is for another service, {theirs}; this one is {own}\ndo: open it where that one runs"
+            );
         }
         Ok(())
     }
@@ -163,7 +167,7 @@ impl Opening<'_> {
             Ok(opener) => {
                 intake
                     .store_epoch(&header, class, bytes)
-                    .context("cannot be stored")?;
+                    .context("the database refuses; what was stored stays, open it again")?;
                 Epoch::Open(Box::new(record), opener)
             }
             Err(_) => Epoch::Left(Trouble::NoRecordKey(header.record_key())),
@@ -198,7 +202,8 @@ impl Opening<'_> {
         match &mut epoch {
             Epoch::Open(record, opener) => {
                 let taken = self.intake(record).take(opener, &sealed, bytes);
-                let taken = taken.context("cannot be stored")?;
+                let taken =
+                    taken.context("the database refuses; what was stored stays, open it again")?;
                 self.count(&taken);
             }
             Epoch::Suspect(gateway, reason) => {
@@ -262,7 +267,7 @@ impl Opening<'_> {
             sealed,
         };
         let set_aside = self.desk.sink.set_aside(&suspect);
-        set_aside.context("cannot be kept in quarantine")
+        set_aside.context("the database refuses; what was stored stays, open it again")
     }
 
     fn intake<'a>(&'a self, gateway: &'a GatewayRecord) -> Intake<'a> {
@@ -275,7 +280,7 @@ impl Opening<'_> {
 
     fn end(mut self) -> anyhow::Result<Report> {
         if self.report.pieces == 0 {
-            bail!("is no file of gatewayctl spool export");
+            bail!("it is no file of gatewayctl spool export\ndo: copy it again, or export again");
         }
         for (gateway, _) in self.report.gateways.clone() {
             self.report.gaps(

@@ -227,7 +227,7 @@ fn open(state: &Path, config: &Config, files: &[PathBuf]) -> anyhow::Result<Exit
             }
             Err(error) => {
                 clean = false;
-                writeln!(prose, "error: {} {error:#}", file.display())?;
+                writeln!(prose, "error: cannot open {}: {error:#}", file.display())?;
             }
         }
     }
