@@ -27,8 +27,8 @@ unit: setup ## every test, against swtpm, pymodbus, D-Bus and our own processes
 	cargo test --locked --workspace --all-features --no-run
 	timeout --foreground 20m cargo test --locked --workspace --all-features # a test that hangs fails
 
-bench: setup ## what security costs, as ratios: TPM, records, handshakes, a stream through a relay, idle sessions
-	nice cargo bench --locked --package channel --bench records --bench handshakes
+bench: setup ## what security costs, as ratios: TPM, records, handshakes, a stream through a relay, idle sessions, the seal
+	nice cargo bench --locked --package channel --bench records --bench handshakes --bench seal
 	nice cargo bench --locked --package cloud --bench stream --bench relay
 	nice cargo bench --locked --package hsm --features swtpm --bench tpm
 

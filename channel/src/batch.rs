@@ -76,11 +76,9 @@ impl SealedBatch {
         })
     }
 
-    /// Seals `plaintext` as batch `number`; `None` if the cipher refuses.
+    /// Seals `plaintext` as batch `number` behind `prev`; `None` if the cipher refuses.
     pub(crate) fn seal(
-        epoch_id: EpochId,
-        number: u32,
-        prev: [u8; 32],
+        (epoch_id, number, prev): (EpochId, u32, [u8; 32]),
         key: &BatchKey,
         plaintext: &[u8],
     ) -> Option<Self> {

@@ -24,6 +24,7 @@ mod ratchet;
 mod record;
 mod seal;
 mod session;
+mod stack;
 mod statement;
 
 pub use batch::{BATCH_PLAINTEXT_BYTES_MAX, BATCHES_MAX, BatchFormatError, SealedBatch};

@@ -18,6 +18,7 @@ use crate::epoch::{
 };
 use crate::keys::{Fingerprint, KeyKind, PublicKey, RecordKey, SignatureError};
 use crate::ratchet::ChainKey;
+use crate::stack;
 
 /// A header whose signature was verified.
 #[derive(Debug)]
@@ -164,9 +165,8 @@ impl EpochOpener {
         {
             self.keys.push(last.next());
         }
-        self.keys
-            .get(number)
-            .and_then(|key| batch.open(&key.batch_key()))
+        let key = self.keys.get(number).ok_or(OpenError::Altered)?;
+        stack::wiped::<{ stack::SEALING }, _>(|| batch.open(&key.batch_key()))
             .ok_or(OpenError::Altered)
     }
 }

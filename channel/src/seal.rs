@@ -18,6 +18,7 @@ use crate::epoch::{
 };
 use crate::keys::RecordPublicKey;
 use crate::ratchet::ChainKey;
+use crate::stack;
 
 /// An open epoch: its key, which is nowhere else, and how far it got.
 ///
@@ -45,15 +46,17 @@ impl Epoch {
     ) -> Result<(Self, UnsignedHeader), SealError> {
         terms.check()?;
         let record_key_name = record_key.fingerprint();
-        let (enc, context) = hpke::setup_sender_with_rng::<ExportOnlyAead, HkdfSha256, XWing>(
-            &OpModeS::Base,
-            record_key.inner(),
-            &hpke_info(&terms, &record_key_name),
-            &mut rng,
-        )
+        let (enc, secret) = stack::wiped::<{ stack::ENCAPSULATION }, _>(|| {
+            let (enc, context) = hpke::setup_sender_with_rng::<ExportOnlyAead, HkdfSha256, XWing>(
+                &OpModeS::Base,
+                record_key.inner(),
+                &hpke_info(&terms, &record_key_name),
+                &mut rng,
+            )?;
+            let secret = EpochSecret::export(|label, out| context.export(label, out))?;
+            Ok((enc, secret))
+        })
         .map_err(SealError::Encapsulation)?;
-        let secret = EpochSecret::export(|label, out| context.export(label, out))
-            .map_err(SealError::Encapsulation)?;
         let enc: [u8; ENC_BYTES] = enc.to_bytes().into();
 
         let header = UnsignedHeader::new(Payload {
@@ -120,9 +123,15 @@ impl Epoch {
         }
         // Spent until proven otherwise: only success puts a key back, and it is the next one.
         let key = self.key.take().ok_or(SealError::Full)?;
-        let batch = SealedBatch::seal(self.id, self.count, self.head, &key.batch_key(), plaintext)
-            .ok_or(SealError::Cipher)?;
-        self.key = Some(key.next());
+        let place = (self.id, self.count, self.head);
+        let (batch, next) = stack::wiped::<{ stack::SEALING }, _>(|| {
+            let batch = SealedBatch::seal(place, &key.batch_key(), plaintext)?;
+            let next = key.next();
+            drop(key);
+            Some((batch, next))
+        })
+        .ok_or(SealError::Cipher)?;
+        self.key = Some(next);
         self.count += 1;
         self.head = batch.chain();
         self.bytes += batch.ciphertext.len();

@@ -1,6 +1,7 @@
 //! `/etc/gateway-cloud/gateway-cloud.toml`: read once at start. An empty or missing file is valid.
 
 mod relay;
+mod secret;
 
 use std::{
     fs, io,
@@ -14,6 +15,7 @@ use link::Address;
 use serde::Deserialize;
 
 use self::relay::RawRelay;
+pub use self::secret::Secret;
 
 pub use self::relay::{Admission, RelaySettings};
 
@@ -30,6 +32,8 @@ pub struct Config {
     pub sessions_max: usize,
     /// The file that readings go to; `None`: `readings.db` in the state folder.
     pub readings: Option<PathBuf>,
+    /// Record keys that are not in the state folder.
+    pub record_key: RecordKeySettings,
     /// How long a ticket is good for.
     pub ticket_ttl: Duration,
     /// The folder of vendors' certificates that a TPM's endorsement certificate must lead to; `None`:
@@ -45,6 +49,15 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the configuration is wrong")]
 pub struct Mistake;
+
+/// Where record keys come from.
+#[derive(Clone, Debug)]
+pub struct RecordKeySettings {
+    /// Private halves besides those in the state folder; which is the newest, the statement says.
+    pub elsewhere: Vec<Secret>,
+    /// How long a key that was replaced stays in the statement.
+    pub overlap: Duration,
+}
 
 impl Config {
     /// Reads and checks the file; a missing one means the defaults.
@@ -77,6 +90,8 @@ struct RawConfig {
     #[serde(default = "default_max_sessions")]
     max_sessions: usize,
     #[serde(default)]
+    record_key: RawRecordKey,
+    #[serde(default)]
     sink: Vec<RawSink>,
     #[serde(default)]
     attestation: RawAttestation,
@@ -92,6 +107,15 @@ struct RawSink {
     name: String,
     r#type: String,
     url: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRecordKey {
+    current: Option<String>,
+    #[serde(default)]
+    previous: Vec<String>,
+    overlap: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -140,6 +164,7 @@ impl RawConfig {
             relays,
             sessions_max: self.max_sessions,
             readings: readings(&self.sink)?,
+            record_key: self.record_key.check()?,
             ticket_ttl: match &self.attestation.ticket_ttl {
                 Some(text) => duration("attestation.ticket_ttl", text)?,
                 None => TICKET_TTL,
@@ -150,6 +175,31 @@ impl RawConfig {
                 None => None,
             },
             relay: self.relay.check()?,
+        })
+    }
+}
+
+impl RawRecordKey {
+    fn check(self) -> anyhow::Result<RecordKeySettings> {
+        ensure!(
+            self.previous.len() < RECORD_KEYS_MAX,
+            "record_key.previous: more than {} keys",
+            RECORD_KEYS_MAX - 1
+        );
+        let current = self.current.iter().map(|text| ("record_key.current", text));
+        let previous = self
+            .previous
+            .iter()
+            .map(|text| ("record_key.previous", text));
+        let elsewhere = current
+            .chain(previous)
+            .map(|(key, text)| Secret::parse(key, text));
+        Ok(RecordKeySettings {
+            elsewhere: elsewhere.collect::<anyhow::Result<_>>()?,
+            overlap: match &self.overlap {
+                Some(text) => duration_within("record_key.overlap", text, (DAY, 3650 * DAY))?,
+                None => OVERLAP,
+            },
         })
     }
 }
@@ -188,6 +238,15 @@ fn socket_address(key: &str, text: &str) -> anyhow::Result<SocketAddr> {
 ///
 /// If it is none, or not 1 s to 7 d.
 pub fn duration(key: &str, text: &str) -> anyhow::Result<Duration> {
+    duration_within(key, text, (Duration::from_secs(1), 7 * DAY))
+}
+
+/// A duration between two others.
+fn duration_within(
+    key: &str,
+    text: &str,
+    (min, max): (Duration, Duration),
+) -> anyhow::Result<Duration> {
     let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
     let unit = text.get(digits.len()..).unwrap_or_default();
     let seconds = match unit {
@@ -195,17 +254,23 @@ pub fn duration(key: &str, text: &str) -> anyhow::Result<Duration> {
         "min" => 60,
         "h" => 3600,
         "d" => 86_400,
+        "y" => 365 * 86_400,
         _ => bail!("{key}: {text:?} is no duration, such as \"10min\""),
     };
     let number: u64 = digits
         .parse()
         .with_context(|| format!("{key}: {text:?} is no duration, such as \"10min\""))?;
-    let total = number.saturating_mul(seconds);
+    let total = Duration::from_secs(number.saturating_mul(seconds));
+    let bounds = if max == 7 * DAY {
+        "1s to 7d"
+    } else {
+        "1d to 10y"
+    };
     ensure!(
-        (1..=7 * 86_400).contains(&total),
-        "{key}: {text:?} is not 1s to 7d"
+        (min..=max).contains(&total),
+        "{key}: {text:?} is not {bounds}"
     );
-    Ok(Duration::from_secs(total))
+    Ok(total)
 }
 
 fn default_listen() -> String {
@@ -215,6 +280,14 @@ fn default_listen() -> String {
 fn default_max_sessions() -> usize {
     20_000
 }
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// As long as a record key is used, if it is changed as often as protocol.md 1 has it.
+const OVERLAP: Duration = Duration::from_secs(90 * 86_400);
+
+/// protocol.md 1: of a statement.
+const RECORD_KEYS_MAX: usize = 8;
 
 /// protocol.md 5.1.
 const TICKET_TTL: Duration = Duration::from_secs(600);
@@ -230,6 +303,31 @@ mod tests {
         assert_eq!(config.ticket_ttl, Duration::from_secs(600));
         assert!(config.relays.is_empty());
         assert_eq!(config.ek_roots, None);
+    }
+
+    #[test]
+    fn record_keys_may_lie_elsewhere() {
+        let settings = parse("").unwrap().record_key;
+        assert_eq!(settings.overlap, Duration::from_secs(90 * 86_400));
+        assert_eq!(settings.elsewhere, []);
+
+        let text = "[record_key]\ncurrent = \"credential:record-2026b\"\n\
+                    previous = [\"file:/safe/record-2026a\"]\noverlap = \"1y\"";
+        let settings = parse(text).unwrap().record_key;
+        assert_eq!(settings.overlap, Duration::from_secs(365 * 86_400));
+        assert_eq!(
+            settings.elsewhere,
+            [
+                Secret::Credential("record-2026b".into()),
+                Secret::File("/safe/record-2026a".into())
+            ]
+        );
+    }
+
+    #[test]
+    fn a_secret_in_the_configuration_is_refused_and_not_shown() {
+        let error = parse("[record_key]\ncurrent = \"hunter2\"").unwrap_err();
+        assert!(!format!("{error:#}").contains("hunter2"));
     }
 
     #[test]
@@ -267,6 +365,15 @@ mod tests {
             (
                 "[metrics]\nlisten = \"9464\"",
                 "metrics.listen: \"9464\" is not ADDRESS:PORT",
+            ),
+            ("[record_key]\noverlap = \"1h\"", "is not 1d to 10y"),
+            (
+                "[record_key]\ncurrent = \"hunter2\"",
+                "use \"credential:NAME\"",
+            ),
+            (
+                "[record_key]\nprevious = [\"file:a\"]",
+                "record_key.previous: use",
             ),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

@@ -1,7 +1,10 @@
 //! The keys of a service, as files in its state folder.
 //!
-//! `gateway-cloud init` makes them. The identity key signs statements only: once they are made, it
-//! belongs on an offline medium; `serve` never reads it.
+//! `gateway-cloud init` makes them, `gateway-cloud keys rotate` makes their successors. The identity
+//! key signs statements only: once they are made, it belongs on an offline medium; `serve` never
+//! reads it.
+
+mod rotate;
 
 use std::{
     fs::{self, OpenOptions},
@@ -17,6 +20,9 @@ use channel::{
 };
 use getrandom::SysRng;
 use rand_core::UnwrapErr;
+use zeroize::Zeroizing;
+
+pub use rotate::{Rotation, Which, rotate};
 
 /// What `serve` works with.
 pub struct ServiceKeys {
@@ -24,7 +30,8 @@ pub struct ServiceKeys {
     pub statement: Statement,
     /// The Noise static key.
     pub channel: SoftwareStaticKey,
-    /// The keys that open epochs: the newest first.
+    /// The keys that open epochs: the newest first. Those of earlier statements open late epochs
+    /// for as long as they are kept.
     pub records: Vec<RecordKey>,
     /// The key that registers at relays.
     pub online: SoftwareSigningKey,
@@ -37,48 +44,57 @@ impl ServiceKeys {
     ///
     /// If one is missing, damaged, or not the one that the statement names.
     pub fn load(state: &Path) -> anyhow::Result<Self> {
+        Self::load_with(state, Vec::new())
+    }
+
+    /// As [`load`](Self::load), with record keys that are kept elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn load_with(state: &Path, elsewhere: Vec<RecordKey>) -> anyhow::Result<Self> {
         let folder = folder(state);
-        ensure!(
-            folder.join(STATEMENT).exists(),
-            "there are no keys in {}; make them: gateway-cloud init",
-            folder.display()
-        );
-        let statement = read(&folder, STATEMENT)?;
-        let identity =
-            PublicKey::parse(&read(&folder, IDENTITY_PUBLIC)?).context(IDENTITY_PUBLIC)?;
-        let pin = Fingerprint::of(KeyKind::ServiceIdentity, identity.as_bytes());
-        let keys = Self {
-            statement: Statement::verify(&statement, &pin).context(STATEMENT)?,
-            channel: SoftwareStaticKey::from_bytes(&read(&folder, CHANNEL)?).context(CHANNEL)?,
-            records: vec![RecordKey::from_bytes(&read(&folder, RECORD)?).context(RECORD)?],
-            online: SoftwareSigningKey::from_bytes(&read(&folder, ONLINE)?).context(ONLINE)?,
-        };
-        let (channel, online) = (keys.channel.public(), keys.online.public());
-        let record_keys = keys.statement.record_keys();
-        let named = [
-            (CHANNEL, keys.statement.channel_keys().contains(&channel)),
-            (
-                RECORD,
-                keys.records
-                    .iter()
-                    .all(|key| record_keys.contains(&key.public())),
-            ),
-            (
-                ONLINE,
-                keys.statement
-                    .online_keys()
-                    .iter()
-                    .any(|named| named.key == online),
-            ),
-        ];
-        for (name, is_named) in named {
-            ensure!(
-                is_named,
-                "{name} in {} is not in the statement; restore the keys from one backup",
-                folder.display()
-            );
+        let statement = statement(&folder)?;
+        let mut records = elsewhere;
+        for (path, bytes) in halves(&folder, RECORD)? {
+            let key = RecordKey::from_bytes(&bytes).with_context(|| path.display().to_string())?;
+            records.push(key);
         }
-        Ok(keys)
+        // In the order of the statement, then those that it names no more.
+        let named = statement.record_keys();
+        records.sort_by_cached_key(|key| {
+            let public = key.public();
+            named
+                .iter()
+                .position(|named| *named == public)
+                .unwrap_or(usize::MAX)
+        });
+        let newest = records.first().map(RecordKey::public);
+        ensure!(
+            newest.as_ref() == named.first(),
+            "{}",
+            misfit(&folder, RECORD)
+        );
+        let channels = halves(&folder, CHANNEL)?;
+        let channel = statement.channel_keys().iter().find_map(|named| {
+            let mut keys = channels
+                .iter()
+                .filter_map(|(_, bytes)| SoftwareStaticKey::from_bytes(bytes).ok());
+            keys.find(|key| key.public() == *named)
+        });
+        let online_halves = halves(&folder, ONLINE)?;
+        let online = statement.online_keys().iter().find_map(|named| {
+            let mut keys = online_halves
+                .iter()
+                .filter_map(|(_, bytes)| SoftwareSigningKey::from_bytes(bytes).ok());
+            keys.find(|key| key.public() == named.key)
+        });
+        Ok(Self {
+            channel: channel.with_context(|| misfit(&folder, CHANNEL))?,
+            online: online.with_context(|| misfit(&folder, ONLINE))?,
+            records,
+            statement,
+        })
     }
 
     /// Makes the keys of a new service; keys that are there stay. Returns its fingerprint.
@@ -117,9 +133,9 @@ impl ServiceKeys {
             IDENTITY_PUBLIC,
             SigningKey::public(&identity).as_bytes(),
         )?;
-        write(&folder, CHANNEL, &*channel.to_bytes())?;
-        write(&folder, RECORD, &*record.to_bytes())?;
-        write(&folder, ONLINE, &*online.to_bytes())?;
+        write(&folder, "channel.key", &*channel.to_bytes())?;
+        write(&folder, "record.key", &*record.to_bytes())?;
+        write(&folder, "online.key", &*online.to_bytes())?;
         // Last: whoever finds it finds the keys it names.
         write(&folder, STATEMENT, statement.bytes())?;
         fs::File::open(&folder)?.sync_all()?;
@@ -137,10 +153,54 @@ fn folder(state: &Path) -> PathBuf {
     state.join("keys")
 }
 
-fn read(folder: &Path, name: &str) -> anyhow::Result<zeroize::Zeroizing<Vec<u8>>> {
-    let path = folder.join(name);
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(zeroize::Zeroizing::new(bytes))
+/// The statement in force, which the service's identity has signed.
+fn statement(folder: &Path) -> anyhow::Result<Statement> {
+    ensure!(
+        folder.join(STATEMENT).exists(),
+        "there are no keys in {}; make them: gateway-cloud init",
+        folder.display()
+    );
+    let bytes = read(&folder.join(STATEMENT))?;
+    let identity = read(&folder.join(IDENTITY_PUBLIC))?;
+    let identity = PublicKey::parse(&identity).context(IDENTITY_PUBLIC)?;
+    let pin = Fingerprint::of(KeyKind::ServiceIdentity, identity.as_bytes());
+    Statement::verify(&bytes, &pin).context(STATEMENT)
+}
+
+/// The private halves of a kind: `record.key`, and `record-2.key` and so on of later statements.
+fn halves(folder: &Path, kind: &str) -> anyhow::Result<Vec<(PathBuf, Zeroizing<Vec<u8>>)>> {
+    let listed = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let listed = listed.with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut paths: Vec<_> = listed
+        .into_iter()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(".key"));
+            let serial = stem.and_then(|stem| stem.strip_prefix(kind));
+            serial.is_some_and(|serial| {
+                let number = serial.strip_prefix('-').map(str::parse::<u64>);
+                serial.is_empty() || matches!(number, Some(Ok(_)))
+            })
+        })
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| Ok((path.clone(), read(&path)?)))
+        .collect()
+}
+
+fn misfit(folder: &Path, kind: &str) -> String {
+    format!(
+        "{kind}.key in {} is not in the statement; restore the keys from one backup",
+        folder.display()
+    )
+}
+
+fn read(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Zeroizing::new(bytes))
 }
 
 /// Writes a file that only its owner reads; a half-written one of an earlier try is replaced.
@@ -161,9 +221,9 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
 
 const IDENTITY: &str = "identity.key";
 const IDENTITY_PUBLIC: &str = "identity.pub";
-const CHANNEL: &str = "channel.key";
-const RECORD: &str = "record.key";
-const ONLINE: &str = "online.key";
+const CHANNEL: &str = "channel";
+const RECORD: &str = "record";
+const ONLINE: &str = "online";
 const STATEMENT: &str = "statement.cbor";
 
 #[cfg(test)]
@@ -188,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_key_that_the_statement_does_not_name_is_refused() {
-        for name in [CHANNEL, RECORD, ONLINE] {
+        for name in ["channel.key", "record.key", "online.key"] {
             let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             ServiceKeys::init(ours.path()).unwrap();
             ServiceKeys::init(theirs.path()).unwrap();

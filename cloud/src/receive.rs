@@ -1,29 +1,26 @@
 //! The service's side of stream `upload` (protocol.md 3.4 and 4): opens batches, stores them, and
 //! acknowledges what is committed.
 
+pub(crate) mod intake;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
-use channel::{EpochId, EpochOpener, Fingerprint, Header, SealedBatch};
+use channel::{EpochId, EpochOpener, Header, SealedBatch};
 use link::{LinkError, Messages, Sender};
-use sha2::{Digest, Sha256};
 use tokio::task::block_in_place;
 use wire::{
     Class,
-    batch::Batch,
     upload::{LaneOffer, ProblemCode, ToGateway, ToService},
 };
 
+use self::intake::{Intake, Taken};
 use crate::{
     keys::ServiceKeys,
     registry::{GatewayRecord, Registry},
-    sink::{
-        Alarm, EpochRecord, OpenedBatch, Stored,
-        sqlite::{SinkError, SqliteSink},
-    },
+    sink::sqlite::{SinkError, SqliteSink},
 };
 
 /// Receives from one gateway over one session.
@@ -113,8 +110,9 @@ impl Receiver {
         for offer in offers {
             self.lanes.push((offer.class, offer.chain_id));
             let known = block_in_place(|| {
-                self.sink
-                    .lane(&self.gateway.fingerprint, offer.class, &offer.chain_id)
+                let gateway = &self.gateway.fingerprint;
+                self.sink.announce(gateway, &offer.chain_id)?;
+                self.sink.lane(gateway, offer.class, &offer.chain_id)
             });
             lanes.extend(known.map_err(local)?);
         }
@@ -156,7 +154,7 @@ impl Receiver {
             let unopenable = problem(epoch_id, None, ProblemCode::Unopenable);
             return Ok(shown.opener.is_none().then_some(unopenable));
         }
-        let opener = match self.opener(&header) {
+        let opener = match self.intake().opener(&header) {
             Ok(opener) => opener,
             Err(error) => {
                 tracing::error!(
@@ -167,29 +165,12 @@ impl Receiver {
                 return Ok(Some(problem(epoch_id, None, ProblemCode::Unopenable)));
             }
         };
-        let record = EpochRecord {
-            gateway: self.gateway.fingerprint,
-            epoch_id,
-            class,
-            chain_id: terms.chain_id,
-            index: terms.index,
-            run_id: terms.run_id,
-            adopted: header.adopted(),
-            previous: terms
-                .previous
-                .as_ref()
-                .map(|previous| (previous.epoch_id, previous.count, previous.head)),
-            header: bytes,
-        };
-        let alarms = match block_in_place(|| self.sink.store_epoch(&record)) {
+        match block_in_place(|| self.intake().store_epoch(&header, class, bytes)) {
             Err(SinkError::TooLarge) => {
                 return Err(ReceiveError::Peer("an index above 2^63".into()));
             }
             stored => stored.map_err(local)?,
-        };
-        alarms
-            .into_iter()
-            .for_each(|alarm| self.alarm(&epoch_id, &alarm));
+        }
         self.show(epoch_id, lane, Some(opener));
         Ok(None)
     }
@@ -211,67 +192,41 @@ impl Receiver {
         self.epochs.last_mut()
     }
 
-    fn opener(&self, header: &Header) -> Result<EpochOpener, anyhow::Error> {
-        let wanted: Fingerprint = header.record_key();
-        let key = self
-            .keys
-            .records
-            .iter()
-            .find(|key| key.fingerprint() == wanted)
-            .with_context(|| format!("no record key {}", wanted.short()))?;
-        Ok(EpochOpener::new(header, key)?)
+    fn intake(&self) -> Intake<'_> {
+        Intake {
+            gateway: &self.gateway,
+            keys: &self.keys,
+            sink: &self.sink,
+        }
     }
 
     fn batch(&mut self, bytes: &[u8]) -> Result<ToGateway, ReceiveError> {
         let sealed =
             SealedBatch::decode(bytes).map_err(|error| ReceiveError::Peer(error.to_string()))?;
         let (epoch_id, number) = (sealed.epoch_id, sealed.number);
+        // Taken out, so that the rest of this may be borrowed, and put back.
         let Some(shown) = self.shown(&epoch_id) else {
             return Err(ReceiveError::Peer("a batch before its header".into()));
         };
-        let Some(opener) = &mut shown.opener else {
+        let Some(mut opener) = shown.opener.take() else {
             return Ok(problem(epoch_id, Some(number), ProblemCode::Unopenable));
         };
-        let plaintext = match opener.open(&sealed) {
-            Ok(plaintext) => plaintext,
-            Err(error) => {
+        let taken = block_in_place(|| self.intake().take(&mut opener, &sealed, bytes));
+        if let Some(shown) = self.shown(&epoch_id) {
+            shown.opener = Some(opener);
+        }
+        match taken.map_err(local)? {
+            Taken::Committed { next, .. } => {
+                self.note_ack();
+                Ok(ToGateway::Ack { epoch_id, next })
+            }
+            Taken::Altered(error) => {
                 let gateway = &self.gateway.name;
                 tracing::warn!(gateway, number, %error, "altered batch");
-                return Ok(problem(epoch_id, Some(number), ProblemCode::Altered));
+                Ok(problem(epoch_id, Some(number), ProblemCode::Altered))
             }
-        };
-        let content = match Batch::decode(&plaintext) {
-            Ok(content) => content,
-            Err(error) => return Ok(self.not_understood(epoch_id, number, &error)),
-        };
-        let opened = OpenedBatch {
-            epoch_id,
-            number,
-            prev: sealed.prev,
-            chain: sealed.chain(),
-            ciphertext: Sha256::digest(&sealed.ciphertext).into(),
-            gateway_name: &self.gateway.name,
-            content: &content,
-        };
-        let (stored, next, alarm) = match block_in_place(|| self.sink.store_batch(&opened)) {
-            Err(error @ SinkError::TooLarge) => {
-                return Ok(self.not_understood(epoch_id, number, &error));
-            }
-            stored => stored.map_err(local)?,
-        };
-        match stored {
-            Stored::New | Stored::Duplicate => {}
-            Stored::Conflict => tracing::error!(
-                gateway = self.gateway.name,
-                number,
-                "two different batches under one number: the epoch's key is in other hands"
-            ),
+            Taken::NotUnderstood(error) => Ok(self.not_understood(epoch_id, number, &error)),
         }
-        if let Some(alarm) = alarm {
-            self.alarm(&epoch_id, &alarm);
-        }
-        self.note_ack();
-        Ok(ToGateway::Ack { epoch_id, next })
     }
 
     /// Authentic, but nothing we can store: a newer gateway, or a bug. Nothing is lost: it stays in
@@ -315,39 +270,6 @@ impl Receiver {
         }
         let next = block_in_place(|| self.sink.declare_gone(&epoch_id, from)).map_err(local)?;
         Ok(ToGateway::Ack { epoch_id, next })
-    }
-
-    fn alarm(&self, epoch_id: &EpochId, alarm: &Alarm) {
-        let epoch = data_encoding::HEXLOWER.encode(epoch_id);
-        let gateway = &self.gateway.name;
-        match alarm {
-            Alarm::Fork => tracing::error!(
-                gateway,
-                epoch,
-                "two epochs at one place of the chain: rolled-back disk, cloned process or abused TPM"
-            ),
-            Alarm::WrongHead => {
-                tracing::error!(
-                    gateway,
-                    epoch,
-                    "what was received is not what the next header says of an epoch's end"
-                );
-            }
-            Alarm::Jump => {
-                tracing::error!(gateway, epoch, "the epoch before is not known here");
-            }
-            Alarm::Gap { batches } => {
-                tracing::warn!(
-                    gateway,
-                    epoch,
-                    batches,
-                    "batches of the epoch before are missing"
-                );
-            }
-            Alarm::BrokenChain => {
-                tracing::error!(gateway, epoch, "a batch does not fit its neighbours");
-            }
-        }
     }
 }
 

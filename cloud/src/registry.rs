@@ -147,6 +147,21 @@ impl Registry {
         found.transpose()
     }
 
+    /// The gateway with this identity.
+    ///
+    /// # Errors
+    ///
+    /// If the database refuses.
+    pub fn by_identity(&self, fingerprint: &[u8; 32]) -> anyhow::Result<Option<GatewayRecord>> {
+        let connection = self.lock();
+        let mut statement =
+            connection.prepare_cached(&format!("{SELECT_GATEWAY} WHERE fingerprint = ?1"))?;
+        let found = statement
+            .query_row([fingerprint], |row| Ok(gateway_record(row)))
+            .optional()?;
+        found.transpose()
+    }
+
     /// All gateways by name.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub struct OpenedBatch<'a> {
     pub chain: [u8; 32],
     /// SHA-256 of its ciphertext.
     pub ciphertext: [u8; 32],
+    /// The batch as it came, to be kept if it contradicts another.
+    pub sealed: &'a [u8],
     /// The gateway's name.
     pub gateway_name: &'a str,
     /// What was in it.
@@ -69,8 +71,8 @@ pub enum Alarm {
     Jump,
     /// Batches of the epoch before are missing, and the ledger does not explain it.
     Gap {
-        /// How many.
-        batches: u64,
+        /// Their numbers, first and last, rising.
+        missing: Vec<(u32, u32)>,
     },
     /// A batch does not fit the one before or after it.
     BrokenChain,

@@ -13,23 +13,22 @@ mod support;
 use std::time::{Duration, Instant};
 
 use channel::{
-    Admission, Epoch, EpochClock, EpochTerms, Fingerprint, HeaderSigner, KeyKind, Previous,
-    PublicKey, Purpose, RecordKey, RecordPublicKey, SealedBatch, SigningKey, SoftwareSigningKey,
-    SoftwareStaticKey, StaticKey,
+    Admission, Epoch, Fingerprint, HeaderSigner, KeyKind, Purpose, RecordKey, SigningKey,
+    SoftwareStaticKey,
 };
-use cloud::{
-    registry::{Invitation, NewGateway},
-    sink::{OpenedBatch, Stored},
-};
-use link::{LinkError, Messages, StreamName};
+use cloud::sink::{OpenedBatch, Stored};
+use link::{LinkError, StreamName};
 use sha2::{Digest, Sha256};
-use support::{Cloud, PATIENCE, READINGS, REGISTRY, Session, rng};
+use support::{
+    PATIENCE, READINGS, REGISTRY,
+    gateway::{CHAIN, Gateway, RUN, cloud_and_gateway, one_reading, reading},
+    rng,
+};
 use tokio::time::timeout;
 use wire::{
-    Class, ClockState, Decimal, Measurement, Quality, Reading, Time, Unit, Value,
+    Class, Decimal, Value,
     batch::{Batch, LedgerEntry, LossReason, LostBatches, RunEvent, Tally},
-    ticket::TicketKey,
-    upload::{LaneKnown, LaneOffer, ProblemCode, ToGateway, ToService},
+    upload::{LaneKnown, ProblemCode, ToService},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,6 +134,7 @@ async fn a_service_that_dies_between_commit_and_ack_acknowledges_after_it() {
         prev: sealed.prev,
         chain: sealed.chain(),
         ciphertext: Sha256::digest(&sealed.ciphertext).into(),
+        sealed: &sealed.encode(),
         gateway_name: "greenhouse-7",
         content: &content,
     };
@@ -402,6 +402,66 @@ async fn numbers_that_the_gateway_holds_no_more_are_declared_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_restored_database_lacks_is_recorded_as_lost_at_the_service() {
+    let (cloud, gateway) = cloud_and_gateway().await;
+    let mut lane = gateway.lane(&cloud).await;
+    let batches: Vec<_> = (0..3).map(|n| lane.sealed(&one_reading(n))).collect();
+    let mut uplink = gateway.uplink(&cloud).await;
+    uplink.hello().await;
+    uplink.send(&lane.header()).await;
+    uplink.send(&batches[0]).await;
+    assert_eq!(uplink.answer().await, lane.ack(1));
+    cloud.change(READINGS, "PRAGMA wal_checkpoint(TRUNCATE)");
+    let file = cloud.folder().join(READINGS);
+    let backup = std::fs::read(&file).unwrap();
+    for (batch, next) in batches[1..].iter().zip(2..) {
+        uplink.send(batch).await;
+        assert_eq!(uplink.answer().await, lane.ack(next));
+    }
+    uplink.session.cut();
+
+    let cloud = cloud
+        .restart_after(|folder| {
+            std::fs::write(folder.join(READINGS), backup).unwrap();
+        })
+        .await;
+    let mut uplink = gateway.uplink(&cloud).await;
+    assert_eq!(uplink.hello().await[0].next, 1);
+    // The gateway has forgotten them long since.
+    uplink.send(&lane.header()).await;
+    uplink.send(&lane.below(3)).await;
+    assert_eq!(uplink.answer().await, lane.ack(3));
+
+    let lost = "SELECT concat_ws(' ', count(*), first, last) FROM lost_at_service";
+    assert_eq!(cloud.reading::<String>(lost), "1 1 2");
+    // What a ledger explains was lost at the gateway.
+    let entry = LedgerEntry {
+        id: 1,
+        chain_id: CHAIN,
+        reason: LossReason::Full,
+        tallies: Vec::new(),
+        from_ms: 0,
+        until_ms: 0,
+        batches: vec![LostBatches {
+            epoch_id: lane.epoch.id(),
+            first: 1,
+            last: 2,
+        }],
+        names: Vec::new(),
+    };
+    let batch = Batch {
+        ledger: vec![entry],
+        ..Batch::default()
+    };
+    uplink.send(&lane.sealed(&batch)).await;
+    assert_eq!(uplink.answer().await, lane.ack(4));
+    assert_eq!(
+        cloud.reading::<i64>("SELECT count(*) FROM lost_at_service"),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_numbers_than_an_epoch_has_are_not_declared_gone() {
     let (cloud, gateway) = cloud_and_gateway().await;
     let lane = gateway.lane(&cloud).await;
@@ -602,217 +662,3 @@ async fn a_service_that_stops_says_so() {
     let serving = timeout(PATIENCE, &mut cloud.serving).await;
     serving.unwrap().unwrap().unwrap();
 }
-
-async fn cloud_and_gateway() -> (Cloud, Gateway) {
-    let cloud = Cloud::start().await;
-    let gateway = Gateway::enrolled(&cloud, "greenhouse-7");
-    (cloud, gateway)
-}
-
-/// A gateway of software keys.
-struct Gateway {
-    identity: SoftwareSigningKey,
-    channel: SoftwareStaticKey,
-}
-
-impl Gateway {
-    /// As if it had proved its keys.
-    fn enrolled(cloud: &Cloud, name: &str) -> Self {
-        let gateway = Self {
-            identity: SoftwareSigningKey::generate(&mut rng()),
-            channel: SoftwareStaticKey::generate(&mut rng()),
-        };
-        let (mut id, mut ek) = ([0; 8], [0; 32]);
-        getrandom::fill(&mut id).unwrap();
-        getrandom::fill(&mut ek).unwrap();
-        let invitation = Invitation {
-            name: name.into(),
-            labels: Vec::new(),
-            expires_ms: i64::MAX,
-        };
-        let key = TicketKey::from_bytes([1; 32]);
-        cloud.registry.invite(&id, &key, &invitation).unwrap();
-        let claim = cloud.registry.claim(&id, &ek).unwrap().unwrap();
-        let new = NewGateway {
-            fingerprint: *gateway.fingerprint().bytes(),
-            identity: gateway.identity_key(),
-            channel: gateway.channel.public(),
-            attestation: SigningKey::public(&SoftwareSigningKey::generate(&mut rng())),
-            endorsement: ek.to_vec(),
-            names: [[0; 34]; 3],
-        };
-        cloud.registry.register(&claim, &new).unwrap().unwrap();
-        gateway
-    }
-
-    fn identity_key(&self) -> PublicKey {
-        SigningKey::public(&self.identity)
-    }
-
-    fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(KeyKind::GatewayIdentity, self.identity_key().as_bytes())
-    }
-
-    fn terms(&self, cloud: &Cloud, index: u64, previous: Option<Previous>) -> EpochTerms {
-        EpochTerms {
-            gateway: self.fingerprint(),
-            service: cloud.fingerprint(),
-            class: Class::Normal.into(),
-            chain_id: CHAIN,
-            index,
-            run_id: RUN,
-            previous,
-            opened: EpochClock {
-                boot_id: [2; 16],
-                boottime_ms: 1,
-                wall_ms: 2,
-                clock: 0,
-            },
-        }
-    }
-
-    /// An epoch, and its header signed by this gateway.
-    async fn open(&self, terms: EpochTerms, record_key: &RecordPublicKey) -> (Epoch, Vec<u8>) {
-        let (epoch, header) = Epoch::open(terms, record_key, &mut rng()).unwrap();
-        let digest = header.digest(HeaderSigner::Own);
-        let signature = self.identity.sign(digest).await.unwrap();
-        (epoch, header.finish(signature))
-    }
-
-    /// A lane of class normal with its first epoch.
-    async fn lane(&self, cloud: &Cloud) -> Lane {
-        self.lane_of(self.terms(cloud, 0, None), &cloud.record_key())
-            .await
-    }
-
-    async fn lane_of(&self, terms: EpochTerms, record_key: &RecordPublicKey) -> Lane {
-        let (epoch, header) = self.open(terms, record_key).await;
-        Lane { epoch, header }
-    }
-
-    async fn session(&self, cloud: &Cloud) -> Session {
-        let session = cloud.connect(&self.channel, Purpose::Deliver).await;
-        session.unwrap()
-    }
-
-    async fn uplink(&self, cloud: &Cloud) -> Uplink {
-        let session = self.session(cloud).await;
-        let messages = session.streams.open(StreamName::Upload).await.unwrap();
-        Uplink { session, messages }
-    }
-}
-
-/// What a spool holds of a lane.
-struct Lane {
-    epoch: Epoch,
-    header: Vec<u8>,
-}
-
-impl Lane {
-    fn header(&self) -> ToService {
-        ToService::Header(self.header.clone())
-    }
-
-    fn seal(&mut self, batch: &Batch) -> SealedBatch {
-        self.epoch.seal(&batch.encode()).unwrap()
-    }
-
-    fn sealed(&mut self, batch: &Batch) -> ToService {
-        ToService::Batch(self.seal(batch).encode())
-    }
-
-    fn below(&self, from: u32) -> ToService {
-        ToService::Below {
-            chain_id: CHAIN,
-            epoch_id: self.epoch.id(),
-            from,
-        }
-    }
-
-    fn previous(&self) -> Previous {
-        Previous {
-            epoch_id: self.epoch.id(),
-            count: self.epoch.count(),
-            head: self.epoch.head(),
-            clean: true,
-        }
-    }
-
-    fn ack(&self, next: u32) -> ToGateway {
-        ToGateway::Ack {
-            epoch_id: self.epoch.id(),
-            next,
-        }
-    }
-
-    fn problem(&self, number: Option<u32>, code: ProblemCode) -> ToGateway {
-        ToGateway::Problem {
-            epoch_id: self.epoch.id(),
-            number,
-            code,
-        }
-    }
-}
-
-/// A gateway's end of stream `upload`.
-struct Uplink {
-    session: Session,
-    messages: Messages,
-}
-
-impl Uplink {
-    /// Announces the critical and the normal lane; returns what the service knows of them.
-    async fn hello(&mut self) -> Vec<LaneKnown> {
-        let offers = [Class::Critical, Class::Normal].map(|class| LaneOffer {
-            class,
-            chain_id: CHAIN,
-            oldest: None,
-        });
-        self.send(&ToService::Hello(offers.to_vec())).await;
-        match self.answer().await {
-            ToGateway::Welcome { lanes, .. } => lanes,
-            other @ (ToGateway::Ack { .. } | ToGateway::Problem { .. }) => panic!("{other:?}"),
-        }
-    }
-
-    async fn send(&mut self, message: &ToService) {
-        self.messages.send(&message.encode()).await.unwrap();
-    }
-
-    async fn answer(&mut self) -> ToGateway {
-        let answer = timeout(PATIENCE, self.messages.recv()).await;
-        let answer = answer.expect("no answer").unwrap();
-        ToGateway::decode(&answer.expect("the stream has ended")).unwrap()
-    }
-}
-
-fn one_reading(sequence: u64) -> Batch {
-    Batch {
-        readings: vec![reading(sequence, Value::Integer(1))],
-        ..Batch::default()
-    }
-}
-
-fn reading(sequence: u64, value: Value) -> Reading {
-    let offset = i64::try_from(sequence).unwrap();
-    Reading {
-        sensor: "climate".into(),
-        sensor_number: 4,
-        sequence,
-        time: Time {
-            wall_ms: 1_700_000_000_000 + offset,
-            boottime_ms: 5000 + sequence,
-            clock: ClockState::Corrected,
-        },
-        measurement: Measurement {
-            channel: "temperature".into(),
-            value,
-            unit: Unit::parse("Cel"),
-            quality: Quality::OutOfRange,
-        },
-    }
-}
-
-const CHAIN: [u8; 16] = [5; 16];
-
-const RUN: [u8; 16] = [7; 16];

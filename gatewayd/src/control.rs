@@ -4,6 +4,7 @@
 
 mod check;
 mod csr;
+mod export;
 mod look;
 
 use std::{
@@ -123,6 +124,8 @@ fn router(control: Control) -> Router {
         .route("/v1/init", post(init))
         .route("/v1/enroll", post(enroll))
         .route("/v1/csr", post(csr::csr))
+        .route("/v1/spool/export", post(export::export))
+        .route("/v1/spool/exported", post(export::exported))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -259,7 +262,7 @@ async fn not_found() -> Refusal {
     refuse(
         StatusCode::NOT_FOUND,
         "no such path",
-        "this version has /v1/status, /v1/readings, /v1/check, /v1/init, /v1/enroll and /v1/csr",
+        "this version has /v1/status, /v1/readings, /v1/check, /v1/init, /v1/enroll, /v1/csr, /v1/spool/export and /v1/spool/exported",
         SAME_VERSION,
     )
 }
@@ -349,7 +352,7 @@ const SAME_VERSION: &str = "update gatewayctl and gatewayd to the same version";
 /// Owner and group; the unit gives the group to those who may look.
 const SOCKET_MODE: u32 = 0o660;
 
-/// The longest request, a ticket with four addresses, is far shorter.
+/// The longest request names 128 epochs: 10 KiB.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 
 #[cfg(test)]
@@ -391,7 +394,13 @@ mod tests {
             enroll(State(control.clone()), stranger(), Ok(Json(ticket)))
                 .await
                 .map(drop),
-            csr::csr(State(control), stranger(), Ok(Json::default()))
+            csr::csr(State(control.clone()), stranger(), Ok(Json::default()))
+                .await
+                .map(drop),
+            export::export(State(control.clone()), stranger(), Ok(Json::default()))
+                .await
+                .map(drop),
+            export::exported(State(control), stranger(), Ok(Json::default()))
                 .await
                 .map(drop),
         ];
@@ -440,6 +449,13 @@ mod tests {
                 ("POST", "/v1/enroll", "{\"ticket\":\"gwt1-x\"}", 503),
                 ("POST", "/v1/csr", "{\"subject\":\"\"}", 400),
                 ("POST", "/v1/csr", "{}", 503),
+                ("POST", "/v1/spool/export", "{}", 400),
+                (
+                    "POST",
+                    "/v1/spool/exported",
+                    "{\"epochs\":[[\"0g\",1]]}",
+                    400,
+                ),
                 ("GET", "/v1/check?only=tmp", "", 400),
                 ("GET", "/v1/check?skip=tpm", "", 400),
             ] {

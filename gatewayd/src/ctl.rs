@@ -4,6 +4,7 @@
 
 mod check;
 mod client;
+mod export;
 mod screen;
 
 use std::{
@@ -19,7 +20,10 @@ use zeroize::Zeroizing;
 use self::client::{Client, Failure};
 use crate::{
     config::Config,
-    report::{CsrAnswer, CsrRequest, EnrollAnswer, EnrollRequest, InitAnswer, InitRequest, Status},
+    report::{
+        CsrAnswer, CsrRequest, EnrollAnswer, EnrollRequest, ExportRequest, InitAnswer, InitRequest,
+        Status,
+    },
 };
 
 /// Looks at a gateway and sets it up
@@ -85,11 +89,32 @@ enum Command {
         #[arg(long, value_name = "CN")]
         subject: Option<String>,
     },
+    /// What waits for the services
+    Spool {
+        /// What to do with it
+        #[command(subcommand)]
+        command: SpoolCommand,
+    },
     /// Look at the configuration
     Config {
         /// What to do with it
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum SpoolCommand {
+    /// Write what waits into a file, sealed, to be carried to the service: gateway-cloud open FILE
+    Export {
+        /// The file, which must not exist, or a folder such as a stick's
+        to: PathBuf,
+        /// The `[[service]]` it is for, where that is not clear
+        #[arg(long)]
+        service: Option<String>,
+        /// Only what was not exported before
+        #[arg(long)]
+        new: bool,
     },
 }
 
@@ -131,6 +156,9 @@ async fn obey(cli: Cli, typed: Option<Zeroizing<String>>) -> Result<ExitCode, Fa
             enroll(&client, ticket, service).await?;
         }
         Command::Csr { subject } => csr(&client, subject).await?,
+        Command::Spool {
+            command: SpoolCommand::Export { to, service, new },
+        } => export::run(&client, &to, &ExportRequest { service, new }).await?,
         Command::Config {
             command: ConfigCommand::Validate { config },
         } => validate(&config)?,

@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod enroll;
 pub mod enrolment;
 pub mod identity;
+pub mod memory;
 pub mod report;
 pub mod sealer;
 pub mod service;

@@ -65,6 +65,8 @@ fn run(config: Config, cli: Cli) -> anyhow::Result<()> {
                 .with_ansi(false),
         )
         .init();
+    // Before there is any key.
+    gatewayd::memory::protect();
     let places = Places {
         state: cli.state,
         socket: cli.socket,

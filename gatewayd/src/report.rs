@@ -4,6 +4,7 @@
 //! without a new number. Unknown is `null`; numbers whose name ends in a unit are in that unit.
 
 mod check;
+mod export;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,10 @@ use wire::{Measurement, Reading, Value};
 use zeroize::Zeroizing;
 
 pub use check::{Check, CheckReport, Verdict};
+pub use export::{
+    EXPORT_BYTES_HEADER, EXPORT_BYTES_MAX, EXPORT_UNSIGNED_HEADER, ExportRequest, ExportedAnswer,
+    ExportedRequest,
+};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,6 +1,8 @@
 //! Seals batches, one chain of epochs for each lane, and puts them on the medium.
 
 mod held;
+#[cfg(test)]
+mod kills;
 mod lane;
 mod outlet;
 #[cfg(test)]

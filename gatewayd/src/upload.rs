@@ -18,6 +18,7 @@ use wire::{
     upload::{LaneKnown, LaneOffer, ProblemCode, ToGateway, ToService},
 };
 
+pub(crate) use self::feed::is_intact;
 use self::{feed::Feed, flight::Flight};
 use crate::{
     clock::Clock,
@@ -210,7 +211,11 @@ impl<'a> Upload<'a> {
                     return Ok(());
                 };
                 if reach < next {
-                    return Err(protocol("an ack passes what was sent"));
+                    if self.spool.exported(epoch_id).await? < next {
+                        return Err(protocol("an ack passes what was sent"));
+                    }
+                    // Nothing below need be declared gone.
+                    self.lock().extend(class, epoch_id, next);
                 }
                 self.forget(class, epoch_id, next).await
             }

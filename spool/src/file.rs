@@ -216,7 +216,8 @@ fn connect(files: &Files) -> Result<Connection, SpoolError> {
                 create(&mut connection, files)?;
             }
             files.restrict()?;
-            settle(&connection)
+            settle(&connection)?;
+            migrate(&mut connection)
         })
         .map_err(at)?;
     Ok(connection)
@@ -233,7 +234,7 @@ fn identify(connection: &Connection, files: &Files) -> Result<bool, SpoolError> 
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
     match (application, format) {
         (0, 0) if tables == 0 => Ok(true),
-        (APPLICATION_ID, FORMAT) => Ok(false),
+        (APPLICATION_ID, FORMAT | FORMAT_1) => Ok(false),
         (APPLICATION_ID, found) if found > FORMAT => Err(SpoolError::Newer {
             path: files.database.clone(),
             found,
@@ -262,6 +263,19 @@ fn create(connection: &mut Connection, files: &Files) -> Result<(), SpoolError> 
         &transaction,
         &format!("PRAGMA application_id = {APPLICATION_ID}"),
     )?;
+    pragma(&transaction, &format!("PRAGMA user_version = {FORMAT}"))?;
+    Ok(transaction.commit()?)
+}
+
+/// Brings a file of format 1 to this one, which knows what was carried by hand.
+fn migrate(connection: &mut Connection) -> Result<(), SpoolError> {
+    let format: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if format != FORMAT_1 {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction
+        .execute_batch("ALTER TABLE epochs ADD COLUMN exported INTEGER NOT NULL DEFAULT 0")?;
     pragma(&transaction, &format!("PRAGMA user_version = {FORMAT}"))?;
     Ok(transaction.commit()?)
 }
@@ -322,7 +336,10 @@ const DAMAGED_PREFIX: &str = "spool.db.damaged-";
 const APPLICATION_ID: i32 = 0x4757_5350;
 
 /// Version of `schema.sql`.
-pub(crate) const FORMAT: i32 = 1;
+pub(crate) const FORMAT: i32 = 2;
+
+/// The version before, which did not know what was carried by hand.
+const FORMAT_1: i32 = 1;
 
 /// Bytes of a page. Every page that an append touches goes to the log whole, so small pages write
 /// least: at 6 kB a batch, log and database together take 2.7 bytes for each byte appended with

@@ -1,4 +1,4 @@
--- The spool's file, format 1. One connection at a time; every change is one transaction.
+-- The spool's file, format 2. One connection at a time; every change is one transaction.
 
 -- One row: what was born with the file.
 CREATE TABLE file (
@@ -37,7 +37,8 @@ CREATE TABLE epochs (
     chain_index INTEGER NOT NULL,
     signed INTEGER NOT NULL DEFAULT 0,
     set_aside INTEGER NOT NULL DEFAULT 0,
-    header BLOB NOT NULL
+    header BLOB NOT NULL,
+    exported INTEGER NOT NULL DEFAULT 0            -- highest number carried by hand + 1
 ) STRICT;
 CREATE INDEX epochs_of_lane ON epochs (lane);
 CREATE INDEX epochs_unsigned ON epochs (id) WHERE signed = 0 AND set_aside = 0;

@@ -172,8 +172,44 @@ impl Spool {
         after: Option<([u8; 32], u32)>,
         bytes_max: usize,
     ) -> Result<Vec<StoredBatch>, SpoolError> {
-        self.call(move |store| store.read(lane, after, bytes_max))
+        self.call(move |store| store.read(lane, after, bytes_max, false))
             .await
+    }
+
+    /// As [`read`](Self::read), with the epochs that are set aside: what can be carried by hand.
+    ///
+    /// # Errors
+    ///
+    /// See [`Spool`].
+    pub async fn read_all(
+        &self,
+        lane: Lane,
+        after: Option<([u8; 32], u32)>,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredBatch>, SpoolError> {
+        self.call(move |store| store.read(lane, after, bytes_max, true))
+            .await
+    }
+
+    /// Writes down that all of an epoch below `next` left by hand, so that an ack may cover it. It
+    /// is kept until that comes. An epoch that is unknown, or forgotten, changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// See [`Spool`].
+    pub async fn note_exported(&self, epoch_id: [u8; 32], next: u32) -> Result<(), SpoolError> {
+        self.call(move |store| store.note_exported(epoch_id, next))
+            .await
+    }
+
+    /// How far an epoch left by hand: one more than the highest number; 0 if nothing of it did, or
+    /// if it is unknown.
+    ///
+    /// # Errors
+    ///
+    /// See [`Spool`].
+    pub async fn exported(&self, epoch_id: [u8; 32]) -> Result<u32, SpoolError> {
+        self.call(move |store| store.exported(epoch_id)).await
     }
 
     /// Forgets the batches of this epoch with numbers below `next`, and the ledger entries they

@@ -37,14 +37,14 @@ async fn a_file_of_a_newer_version_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     close(Spool::open(folder.path(), ROOMY).unwrap(), folder.path());
     sqlite(folder.path())
-        .execute_batch("PRAGMA user_version = 2")
+        .execute_batch("PRAGMA user_version = 3")
         .unwrap();
     let before = fs::read(folder.path().join("spool.db")).unwrap();
 
     let error = Spool::open(folder.path(), ROOMY).unwrap_err();
 
     assert!(
-        matches!(error, SpoolError::Newer { found: 2, .. }),
+        matches!(error, SpoolError::Newer { found: 3, .. }),
         "{error:?}"
     );
     assert_eq!(fs::read(folder.path().join("spool.db")).unwrap(), before);

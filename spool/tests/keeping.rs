@@ -301,6 +301,62 @@ async fn an_epoch_set_aside_is_kept_and_not_sent() {
 }
 
 #[tokio::test]
+async fn what_left_by_hand_is_known_until_it_is_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), ROOMY).unwrap();
+    let lane = lane(1, Class::Normal);
+    fill(&spool, lane, 0, 3, 10).await;
+    let id = epoch_id(lane, 0);
+    assert_eq!(spool.exported(id).await.unwrap(), 0);
+    spool.note_exported(id, 2).await.unwrap();
+    spool.note_exported(id, 1).await.unwrap();
+    spool.note_exported([9; 32], 1).await.unwrap();
+    close(spool, folder.path());
+
+    let spool = Spool::open(folder.path(), ROOMY).unwrap();
+    assert_eq!(spool.exported(id).await.unwrap(), 2);
+    assert_eq!(spool.exported([9; 32]).await.unwrap(), 0);
+    assert_eq!(held(&spool, lane).await.len(), 3, "it stays");
+}
+
+#[tokio::test]
+async fn what_is_set_aside_can_still_be_carried_by_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), ROOMY).unwrap();
+    let lane = lane(1, Class::Normal);
+    fill(&spool, lane, 0, 2, 10).await;
+    fill(&spool, lane, 1, 1, 10).await;
+    spool.set_aside(epoch_id(lane, 0)).await.unwrap();
+
+    let numbers = async |after| -> Vec<u32> {
+        let all = spool.read_all(lane, after, usize::MAX).await.unwrap();
+        all.iter().map(|batch| batch.number).collect()
+    };
+    assert_eq!(numbers(None).await, [0, 1, 0]);
+    assert_eq!(numbers(Some((epoch_id(lane, 0), 0))).await, [1, 0]);
+}
+
+#[tokio::test]
+async fn a_file_of_the_version_before_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), ROOMY).unwrap();
+    let lane = lane(1, Class::Normal);
+    fill(&spool, lane, 0, 2, 10).await;
+    let chain_id = spool.chain_id();
+    close(spool, folder.path());
+    let file = rusqlite::Connection::open(folder.path().join("spool.db")).unwrap();
+    file.execute_batch("ALTER TABLE epochs DROP COLUMN exported; PRAGMA user_version = 1")
+        .unwrap();
+    drop(file);
+
+    let spool = Spool::open(folder.path(), ROOMY).unwrap();
+    assert_eq!(spool.chain_id(), chain_id);
+    assert_eq!(held(&spool, lane).await.len(), 2);
+    spool.note_exported(epoch_id(lane, 0), 1).await.unwrap();
+    assert_eq!(spool.exported(epoch_id(lane, 0)).await.unwrap(), 1);
+}
+
+#[tokio::test]
 async fn an_append_wakes_who_waits_for_a_change() {
     let folder = tempfile::tempdir().unwrap();
     let spool = Spool::open(folder.path(), ROOMY).unwrap();

@@ -17,6 +17,7 @@ mod unit;
 mod value;
 
 pub mod batch;
+pub mod carried;
 pub mod enrol;
 pub mod relay;
 pub mod ticket;

@@ -1,13 +1,6 @@
 //! `[relay]`: where it listens, and whom it serves.
 
-use std::{
-    collections::HashSet,
-    env,
-    fs::File,
-    io::Read,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, net::SocketAddr};
 
 use anyhow::{Context, bail, ensure};
 use channel::{Fingerprint, KeyKind};
@@ -16,7 +9,7 @@ use link::relay::Token;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::{Mistake, socket_address};
+use super::{Mistake, Secret, socket_address};
 use crate::relay::Admit;
 
 /// Settings of the relay.
@@ -31,15 +24,7 @@ pub struct RelaySettings {
     names: Vec<String>,
     admit: AdmitWord,
     services: Vec<Fingerprint>,
-    tokens: Vec<Reference>,
-}
-
-/// Where a secret is.
-#[derive(Clone, Debug)]
-enum Reference {
-    /// A credential that systemd hands to the unit.
-    Credential(String),
-    File(PathBuf),
+    tokens: Vec<Secret>,
 }
 
 /// Whom a relay serves: services that may register, and gateways.
@@ -107,7 +92,7 @@ impl RawRelay {
             tokens: self
                 .tokens
                 .iter()
-                .map(reference)
+                .map(|text| Secret::parse("relay.tokens", text))
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -159,10 +144,7 @@ impl RelaySettings {
                     "relay.tokens is empty, so no gateway could use this relay: make one with \
                      `head -c 40 /dev/urandom | base32 -w0` and name it, as \"credential:NAME\" or \"file:/PATH\""
                 );
-                let tokens = self
-                    .tokens
-                    .iter()
-                    .map(|reference| token(&reference.path()?));
+                let tokens = self.tokens.iter().map(token);
                 let tokens = tokens.collect::<anyhow::Result<Vec<_>>>()?;
                 let ids: HashSet<_> = tokens.iter().map(|token| token.id).collect();
                 ensure!(
@@ -187,52 +169,9 @@ fn service(text: &String) -> anyhow::Result<Fingerprint> {
     Ok(parsed)
 }
 
-fn reference(text: &String) -> anyhow::Result<Reference> {
-    if let Some(path) = text.strip_prefix("file:") {
-        let path = PathBuf::from(path);
-        ensure!(
-            path.is_absolute(),
-            "relay.tokens: {text:?} is not \"file:/PATH\""
-        );
-        return Ok(Reference::File(path));
-    }
-    let name = text.strip_prefix("credential:");
-    // The text may be the secret itself, so it is not repeated.
-    let name = name
-        .context("relay.tokens: an entry is inline; use \"credential:NAME\" or \"file:/PATH\"")?;
-    ensure!(
-        !name.is_empty() && !name.contains('/'),
-        "relay.tokens: {text:?} is no credential's name"
-    );
-    Ok(Reference::Credential(name.to_owned()))
-}
-
-impl Reference {
-    fn path(&self) -> anyhow::Result<PathBuf> {
-        match self {
-            Self::File(path) => Ok(path.clone()),
-            Self::Credential(name) => {
-                let folder = env::var_os("CREDENTIALS_DIRECTORY").with_context(|| {
-                    format!(
-                        "relay.tokens: there are no credentials: start it as a unit with \
-                         LoadCredential={name}:/PATH, or use \"file:/PATH\""
-                    )
-                })?;
-                Ok(Path::new(&folder).join(name))
-            }
-        }
-    }
-}
-
 /// A token's file: 40 random bytes in base32, of which the first 8 are its name.
-fn token(path: &Path) -> anyhow::Result<Token> {
-    let shown = path.display();
-    let file = File::open(path).with_context(|| format!("relay.tokens: cannot open {shown}"))?;
-    let mut text = Zeroizing::new(Vec::with_capacity(TOKEN_FILE_BYTES_MAX));
-    let limit = u64::try_from(TOKEN_FILE_BYTES_MAX).unwrap_or(u64::MAX);
-    file.take(limit)
-        .read_to_end(&mut text)
-        .with_context(|| format!("relay.tokens: cannot read {shown}"))?;
+fn token(secret: &Secret) -> anyhow::Result<Token> {
+    let text = secret.read().context("relay.tokens")?;
     let decoded = BASE32.decode(text.trim_ascii()).map(Zeroizing::new);
     let parts = decoded.as_ref().ok().and_then(|bytes| {
         let (id, secret) = bytes.split_first_chunk::<8>()?;
@@ -240,7 +179,7 @@ fn token(path: &Path) -> anyhow::Result<Token> {
     });
     let Some((id, secret)) = parts else {
         bail!(
-            "relay.tokens: {shown} is not 40 bytes in base32 (64 letters); make it with \
+            "relay.tokens: {secret} is not 40 bytes in base32 (64 letters); make it with \
              `head -c 40 /dev/urandom | base32 -w0`"
         );
     };
@@ -275,9 +214,6 @@ const MAX_CLIENTS: usize = 10_000;
 
 /// A gateway that catches up after an outage is meant to be fast; eight of them fill a gigabit.
 const BYTES_PER_SECOND: u64 = 16 << 20;
-
-/// A token has 64 letters; beyond this it is another file.
-const TOKEN_FILE_BYTES_MAX: usize = 128;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,8 @@
 //! Readings into a SQLite file.
 
 mod content;
+mod gaps;
+mod quarantine;
 
 use std::{
     path::Path,
@@ -14,6 +16,10 @@ use rusqlite::{
 use wire::{Class, upload::LaneKnown};
 
 use super::{Alarm, EpochRecord, OpenedBatch, Stored};
+
+pub(crate) use gaps::count;
+pub use gaps::{Fork, Gap};
+pub use quarantine::{Reason, Suspect};
 
 /// The file.
 ///
@@ -66,14 +72,7 @@ impl SqliteSink {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        match connection.pragma_query_value(None, "user_version", |row| row.get(0))? {
-            0 => connection.execute_batch(&format!(
-                "BEGIN; {} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;",
-                include_str!("schema.sql")
-            ))?,
-            SCHEMA_VERSION => {}
-            found => return Err(SinkError::Version { found }),
-        }
+        migrate(&connection)?;
         Ok(Self {
             connection: Mutex::new(connection),
         })
@@ -137,8 +136,9 @@ impl SqliteSink {
             }
             transaction
                 .prepare_cached(
-                    "INSERT INTO epoch (gateway, epoch_id, class, chain_id, idx, run_id, header, adopted)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    "INSERT INTO epoch (gateway, epoch_id, class, chain_id, idx, run_id, header, adopted,
+                        before_id, before_count, before_head)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                 )?
                 .execute(params![
                     epoch.gateway,
@@ -149,7 +149,12 @@ impl SqliteSink {
                     epoch.run_id,
                     epoch.header,
                     epoch.adopted,
+                    epoch.previous.map(|(id, ..)| id),
+                    epoch.previous.map(|(_, count, _)| count),
+                    epoch.previous.map(|(.., head)| head),
                 ])?;
+            close_late(&transaction, epoch)?;
+            quarantine::release(&transaction, &epoch.epoch_id, None)?;
             if let Some(previous) = epoch.previous {
                 alarms.extend(close_previous(&transaction, epoch, previous)?);
             }
@@ -179,16 +184,42 @@ impl SqliteSink {
         let mut alarm = None;
         let stored = match there {
             Some(hash) if hash == batch.ciphertext => Stored::Duplicate,
-            Some(_) => Stored::Conflict,
+            Some(_) => {
+                let suspect = Suspect {
+                    gateway: epoch.gateway,
+                    epoch_id: batch.epoch_id,
+                    number: Some(batch.number),
+                    hash: batch.ciphertext,
+                    reason: Reason::Conflict,
+                    sealed: batch.sealed,
+                };
+                quarantine::insert(&transaction, &suspect)?;
+                Stored::Conflict
+            }
             None => {
                 alarm = misfit(&transaction, &epoch, batch)?;
                 content::insert(&transaction, &epoch, batch)?;
+                quarantine::release(&transaction, &batch.epoch_id, Some(batch.number))?;
                 Stored::New
             }
         };
         let next = advance(&transaction, &epoch)?;
         transaction.commit()?;
         Ok((stored, next, alarm))
+    }
+
+    /// The gateway of an epoch and its header as signed, if it is stored.
+    ///
+    /// # Errors
+    ///
+    /// [`SinkError::Database`].
+    pub fn header(&self, epoch_id: &[u8; 32]) -> Result<Option<Vec<u8>>, SinkError> {
+        let connection = self.lock();
+        let mut statement =
+            connection.prepare_cached("SELECT header FROM epoch WHERE epoch_id = ?1")?;
+        Ok(statement
+            .query_row([epoch_id], |row| row.get(0))
+            .optional()?)
     }
 
     /// Writes down that a gateway holds nothing of an epoch below `from`; returns the watermark.
@@ -222,6 +253,22 @@ impl SqliteSink {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Makes the tables, or adds what an earlier version lacked.
+fn migrate(connection: &Connection) -> Result<(), SinkError> {
+    let found = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let steps: &[&str] = match found {
+        0 => &[include_str!("schema.sql"), include_str!("schema-2.sql")],
+        1 => &[include_str!("schema-2.sql")],
+        SCHEMA_VERSION => return Ok(()),
+        _ => return Err(SinkError::Version { found }),
+    };
+    let steps = steps.concat();
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    ))?;
+    Ok(())
 }
 
 struct EpochRow {
@@ -292,36 +339,30 @@ fn close_previous(
     if newest.is_some_and(|(number, chain)| misses_end((number, chain), (count, head))) {
         alarms.push(Alarm::WrongHead);
     }
-    let missing = missing(transaction, &previous, &previous_id, count)?;
-    if 0 < missing {
-        alarms.push(Alarm::Gap { batches: missing });
+    let missing = gaps::missing(transaction, &previous.gateway, &previous_id, count)?;
+    if !missing.is_empty() {
+        alarms.push(Alarm::Gap { missing });
     }
     Ok(alarms)
 }
 
-/// How many of an epoch's numbers below `count` neither came nor are in the gateway's ledger.
-fn missing(
-    transaction: &Transaction<'_>,
-    epoch: &EpochRow,
-    epoch_id: &[u8; 32],
-    count: u32,
-) -> rusqlite::Result<u64> {
-    if count <= epoch.next {
-        return Ok(0);
-    }
+/// Fixes the end of an epoch that comes after the next one, as that said it.
+fn close_late(transaction: &Transaction<'_>, epoch: &EpochRecord) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
-            "WITH RECURSIVE expected (n) AS
-                (SELECT ?1 UNION ALL SELECT n + 1 FROM expected WHERE n + 1 < ?2)
-             SELECT count(*) FROM expected
-             WHERE NOT EXISTS (SELECT 1 FROM batch WHERE epoch = ?3 AND number = n)
-             AND NOT EXISTS (SELECT 1 FROM ledger_batches
-                WHERE gateway = ?4 AND epoch_id = ?5 AND n BETWEEN first AND last)",
+            "UPDATE epoch SET (last, head) = (
+                SELECT before_count, before_head FROM epoch AS after WHERE before_id = ?1
+                AND gateway = ?2 AND chain_id = ?3 AND class = ?4 AND idx = ?5 ORDER BY id LIMIT 1)
+             WHERE epoch_id = ?1",
         )?
-        .query_row(
-            params![epoch.next, count, epoch.id, epoch.gateway, epoch_id],
-            |row| row.get(0),
-        )
+        .execute(params![
+            epoch.epoch_id,
+            epoch.gateway,
+            epoch.chain_id,
+            u8::from(epoch.class),
+            epoch.index.saturating_add(1),
+        ])?;
+    Ok(())
 }
 
 /// Whether a new batch contradicts its neighbours, or the end of its epoch as far as that is known.
@@ -378,7 +419,7 @@ fn advance(transaction: &Transaction<'_>, epoch: &EpochRow) -> rusqlite::Result<
     Ok(next)
 }
 
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 /// Another process of ours reads at most; a writer would be `gateway-cloud open` by hand.
 const BUSY_TIME_MAX: Duration = Duration::from_secs(10);
@@ -434,7 +475,9 @@ mod tests {
         store(&sink, &batch(1, 0)).unwrap();
         store(&sink, &batch(1, 4)).unwrap();
         // 1, 2, 3 and 5 are missing.
-        let gap = [Alarm::Gap { batches: 4 }];
+        let gap = [Alarm::Gap {
+            missing: vec![(1, 3), (5, 5)],
+        }];
         assert_eq!(sink.store_epoch(&after(&first, 6, 5)).unwrap(), gap);
 
         let (sink, _folder) = self::sink();
@@ -563,6 +606,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_version_before_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("readings.db");
+        let file = Connection::open(&path).unwrap();
+        file.execute_batch(&format!(
+            "{} PRAGMA user_version = 1;
+             INSERT INTO epoch (gateway, epoch_id, class, chain_id, idx, run_id, header, adopted)
+             VALUES (x'{}', x'{}', 1, x'{}', 0, x'{}', x'00', 0);",
+            include_str!("schema.sql"),
+            "03".repeat(32),
+            "01".repeat(32),
+            "04".repeat(16),
+            "05".repeat(16),
+        ))
+        .unwrap();
+        drop(file);
+
+        let sink = SqliteSink::open(&path).unwrap();
+        // What came before over a session counts as announced.
+        assert!(sink.is_announced(&[3; 32], &[4; 16]).unwrap());
+        assert!(!sink.is_announced(&[3; 32], &[5; 16]).unwrap());
+        let (stored, next, _) = store(&sink, &batch(1, 0)).unwrap();
+        assert_eq!((stored, next), (Stored::New, 1));
+    }
+
+    #[test]
     fn a_file_of_a_newer_version_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("readings.db");
@@ -572,7 +641,7 @@ mod tests {
         file.pragma_update(None, "user_version", SCHEMA_VERSION + 1)
             .unwrap();
         let refused = SqliteSink::open(&path);
-        assert!(matches!(refused, Err(SinkError::Version { found: 2 })));
+        assert!(matches!(refused, Err(SinkError::Version { found: 3 })));
     }
 
     fn sink() -> (SqliteSink, tempfile::TempDir) {
@@ -678,6 +747,7 @@ mod tests {
             chain: chain(batch.epoch_id[0], batch.number),
             ciphertext: batch.ciphertext,
             gateway_name: "greenhouse-7",
+            sealed: b"sealed",
             content: &batch.content,
         })
     }

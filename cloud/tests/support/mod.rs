@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 
 pub(crate) mod authority;
+pub(crate) mod gateway;
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{io, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use channel::{
     Admission, Fingerprint, InitiatorConfig, KeyError, KeyFuture, PublicKey, Purpose,
@@ -60,11 +61,23 @@ impl Cloud {
     }
 
     /// Cuts the process off wherever it is, and starts another on what is on the disk.
-    pub(crate) async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
+        self.restart_after(|_| ()).await
+    }
+
+    /// The same, with something done to what is on the disk in between.
+    pub(crate) async fn restart_after(mut self, meanwhile: impl FnOnce(&Path)) -> Self {
         self.serving.abort();
         // Once it is gone, nobody writes.
         let _ = (&mut self.serving).await;
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        drop(self);
+        // Sessions that were cut off let go of the database a moment later; whoever is the last to
+        // close it removes its log.
+        while folder.path().join(format!("{READINGS}-wal")).exists() {
+            tokio::task::yield_now().await;
+        }
+        meanwhile(folder.path());
         Self::start_in(folder, Vec::new(), 100).await
     }
 
@@ -101,6 +114,11 @@ impl Cloud {
             serving,
             folder,
         }
+    }
+
+    /// Its state folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn fingerprint(&self) -> Fingerprint {

@@ -4,7 +4,7 @@ use std::{fmt, io, path::PathBuf};
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Request, Response, StatusCode,
+    HeaderMap, Request, Response, StatusCode,
     body::{Bytes, Incoming},
     client::conn::http1,
     header,
@@ -33,6 +33,8 @@ pub(super) enum Failure {
     Answer(String),
     /// The configuration is wrong; every mistake, in lines.
     Config(String),
+    /// A file for the service could not be written; what a person reads.
+    Export(String),
     /// Standard input or output failed.
     Io(io::Error),
 }
@@ -53,7 +55,7 @@ impl Failure {
             },
             Self::Answer(_) => 70,
             Self::Config(_) => 78,
-            Self::Io(_) => 1,
+            Self::Export(_) | Self::Io(_) => 1,
         }
     }
 }
@@ -86,7 +88,7 @@ impl fmt::Display for Failure {
                 f,
                 "error: cannot read the daemon's answer: {why}\ndo: update gatewayctl and gatewayd to the same version"
             ),
-            Self::Config(mistakes) => f.write_str(mistakes),
+            Self::Config(text) | Self::Export(text) => f.write_str(text),
             Self::Io(error) => write!(f, "error: cannot read or print: {error}"),
         }
     }
@@ -122,6 +124,18 @@ impl Client {
         let body = serde_json::to_vec(body).map_err(|error| Failure::Io(error.into()))?;
         let response = self.send("POST", path, body.into()).await?;
         parse(&response.into_body().collect().await?.to_bytes())
+    }
+
+    /// Asks for an answer that is taken as it comes.
+    pub(super) async fn post_stream(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<(HeaderMap, Incoming), Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| Failure::Io(error.into()))?;
+        let response = self.send("POST", path, body.into()).await?;
+        let (parts, body) = response.into_parts();
+        Ok((parts.headers, body))
     }
 
     /// Opens an endless answer of lines.

@@ -165,7 +165,7 @@ fn share(bytes: u64, bytes_max: u64) -> String {
     format!("{number} of {whole}")
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let (tenths, unit) = match bytes {
         0..1_048_576 => (bytes * 10 / 1024, "KiB"),
         1_048_576..1_073_741_824 => (bytes * 10 / 1_048_576, "MiB"),

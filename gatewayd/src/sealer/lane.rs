@@ -124,6 +124,17 @@ impl OpenLane {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn place(&self) -> Lane {
+        self.place
+    }
+
+    /// What was sealed and is not on the medium.
+    #[cfg(test)]
+    pub(super) fn unstored(&self) -> Option<&[u8]> {
+        self.unstored.as_ref().map(|batch| batch.bytes.as_slice())
+    }
+
     /// Ends the epoch; its key is gone with it.
     ///
     /// A batch that the disk never took is missing from the chain, so the end is not clean then,

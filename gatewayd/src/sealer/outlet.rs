@@ -9,6 +9,7 @@ use wire::{
     Class, Reading,
     batch::{Batch, LedgerEntry, LossReason, RunEvent, Tally, encode_tallies},
 };
+use zeroize::Zeroizing;
 
 use super::{
     Parties, Run, StoreError,
@@ -203,7 +204,8 @@ impl Outlet {
         mut batch: Batch,
     ) -> Result<(), StoreError> {
         let (plaintext, tallies) = loop {
-            let plaintext = batch.encode();
+            // Wiped when it is sealed.
+            let plaintext = Zeroizing::new(batch.encode());
             let tallies = tally(&batch.readings, self.run.id);
             if fits(plaintext.len(), &tallies) {
                 break (plaintext, tallies);

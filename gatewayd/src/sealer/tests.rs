@@ -13,7 +13,7 @@ use wire::{
     batch::{Batch, LossReason, RunEvent},
 };
 
-use super::*;
+use super::{lane::OpenLane, *};
 use crate::{
     fixture::{Keys, open_spool, service},
     service::Service,
@@ -291,6 +291,91 @@ async fn a_class_that_the_spool_has_no_room_for_holds_up_no_other() {
     assert!(before < gateway.spool.status().await.unwrap().lost_readings);
 }
 
+#[tokio::test]
+async fn a_batch_that_the_disk_refused_is_offered_again_byte_for_byte() {
+    let (mut gateway, _folder) = Gateway::enrolled().await;
+    let parties = gateway.parties();
+    let run = gateway.run();
+    let Ok(mut bulk) = OpenLane::open(Class::Bulk, &parties, &run).await else {
+        panic!("no epoch");
+    };
+    // Full of critical data, which nothing less urgent can push out.
+    for sequence in 0.. {
+        let mut large = taken(0, sequence, Class::Critical);
+        large.reading.measurement.value = Value::Text("x".repeat(400_000));
+        gateway.outlet.hold(&[large]);
+        gateway.outlet.store().await.unwrap();
+        if 0 < gateway.spool.status().await.unwrap().lost_readings {
+            break;
+        }
+    }
+    let Ok(()) = bulk.seal(&Batch::default(), &[7; 500_000], Vec::new()) else {
+        panic!("not sealed");
+    };
+    let sealed = bulk.unstored().unwrap().to_vec();
+    for _ in 0..3 {
+        assert!(matches!(bulk.flush(&run).await, Err(StoreError::Later(_))));
+        assert_eq!(bulk.unstored(), Some(&*sealed));
+    }
+
+    let critical = gateway.lane(Class::Critical);
+    let newest = gateway.spool.lane(critical).await.unwrap().newest.unwrap();
+    let acked = gateway.spool.ack(critical, newest.epoch_id, newest.count);
+    acked.await.unwrap();
+    assert!(bulk.flush(&run).await.is_ok());
+
+    let lane = gateway.lane(Class::Bulk);
+    let stored = gateway.spool.read(lane, None, usize::MAX).await.unwrap();
+    assert_eq!(stored.len(), 1);
+    assert_eq!((stored[0].number, &stored[0].bytes), (0, &sealed));
+    // Its number is spent: what is sealed next has another.
+    let Ok(()) = bulk.seal(&Batch::default(), &[7; 5], Vec::new()) else {
+        panic!("not sealed");
+    };
+    let next = SealedBatch::decode(bulk.unstored().unwrap()).unwrap();
+    assert_eq!(next.number, 1);
+}
+
+#[tokio::test]
+async fn an_epoch_is_over_after_an_hour_also_when_idle() {
+    let (gateway, _folder) = Gateway::enrolled().await;
+    let parties = gateway.parties();
+    let before_ms = Clock::new().unwrap().now().boottime_ms;
+    let Ok(lane) = OpenLane::open(Class::Normal, &parties, &gateway.run()).await else {
+        panic!("no epoch");
+    };
+    let after_ms = Clock::new().unwrap().now().boottime_ms;
+    let is_over = |now_ms| lane.is_over(&parties, now_ms).unwrap_or(true);
+    assert!(!is_over(before_ms + 3_599_999));
+    assert!(is_over(after_ms + 3_600_000));
+}
+
+#[tokio::test]
+async fn no_sensor_name_and_no_value_is_in_the_spool() {
+    let (mut gateway, folder) = Gateway::enrolled().await;
+    let mut named = taken(1, 7, Class::Normal);
+    named.reading.sensor = "greenhouse-thermometer".into();
+    named.reading.measurement.value = Value::Text("twenty-one degrees".into());
+    gateway.outlet.hold(&[named]);
+    gateway.outlet.store().await.unwrap();
+    let header = gateway.headers(Class::Normal).await.remove(0);
+
+    let files = std::fs::read_dir(folder.path()).unwrap();
+    let files: Vec<_> = files
+        .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+        .collect();
+    let has = |words: &[u8]| {
+        let mut windows = files.iter().flat_map(|file| file.windows(words.len()));
+        windows.any(|window| window == words)
+    };
+    assert!(!has(b"greenhouse-thermometer"));
+    assert!(!has(b"twenty-one degrees"));
+    // The search would find it.
+    assert!(has(&header.epoch_id()));
+    let (_, batch) = gateway.open(Class::Normal).await.remove(0);
+    assert_eq!(batch.readings[0].sensor, "greenhouse-thermometer");
+}
+
 /// A gateway's outlet with a spool, and all keys of both sides.
 struct Gateway {
     keys: Keys,
@@ -332,6 +417,28 @@ impl Gateway {
         let gateway = Self::start(folder.path(), Keys::new());
         gateway.learn_statement(1).await;
         (gateway, folder)
+    }
+
+    /// As the outlet has them.
+    fn parties(&self) -> Parties {
+        let peer = self.service.peer().unwrap();
+        Parties {
+            gateway: self.keys.gateway(),
+            service: peer.key,
+            statement: peer.statement.unwrap(),
+        }
+    }
+
+    fn run(&self) -> Run {
+        let clock = Clock::new().unwrap();
+        Run {
+            id: self.outlet_run,
+            sensors: Arc::default(),
+            clock: clock.clone(),
+            spool: self.spool.clone(),
+            gateway: self.gateway.subscribe(),
+            progress: Progress::new(clock),
+        }
     }
 
     async fn learn_statement(&self, serial: u64) {

@@ -188,7 +188,7 @@ impl<'a> Feed<'a> {
 }
 
 /// Whether a batch is what was appended.
-fn is_intact(batch: &StoredBatch) -> bool {
+pub(crate) fn is_intact(batch: &StoredBatch) -> bool {
     SealedBatch::decode(&batch.bytes).is_ok_and(|sealed| {
         sealed.epoch_id == batch.epoch_id
             && sealed.number == batch.number

@@ -80,6 +80,29 @@ async fn an_ack_beyond_what_was_sent_breaks_the_rules() {
 }
 
 #[tokio::test]
+async fn an_ack_may_cover_what_left_by_hand_and_no_more() {
+    let site = Site::new();
+    let mut epoch = site.open_epoch(Class::Normal, true).await;
+    for _ in 0..4 {
+        site.append(&mut epoch, 60_000).await;
+    }
+    site.spool.note_exported(epoch.id(), 3).await.unwrap();
+    let mut far = site.start().await;
+    far.hear().await;
+    far.welcome(vec![]).await;
+    far.hear().await;
+    assert_eq!(far.batches(1).await, [0]);
+
+    far.ack(&epoch, 3).await;
+    assert_eq!(far.batches(1).await, [3]);
+    assert_eq!(site.held(Class::Normal).await, 1);
+
+    far.ack(&epoch, 5).await;
+    assert!(matches!(far.end().await, Err(Failure::Protocol(_))));
+    assert_eq!(site.held(Class::Normal).await, 1);
+}
+
+#[tokio::test]
 async fn an_ack_for_an_epoch_that_nobody_knows_changes_nothing() {
     let site = Site::new();
     let mut epoch = site.open_epoch(Class::Normal, true).await;
@@ -119,6 +142,66 @@ async fn numbers_that_are_gone_are_declared_before_the_first_that_is_held() {
     };
     assert_eq!(far.hear().await, below);
     assert_eq!(far.batches(1).await, [1]);
+}
+
+#[tokio::test]
+async fn what_is_evicted_during_an_upload_is_declared_and_the_rest_goes_on() {
+    let site = Site::new();
+    let mut epoch = site.open_epoch(Class::Bulk, true).await;
+    for _ in 0..20 {
+        site.append(&mut epoch, 60_000).await;
+    }
+    let mut far = site.start().await;
+    far.hear().await;
+    far.welcome(vec![]).await;
+    far.hear().await;
+    assert_eq!(far.batches(1).await, [0]);
+
+    // Another service's critical data needs the room.
+    let other = Lane {
+        service: [9; 32],
+        class: Class::Critical,
+    };
+    let rival = NewEpoch {
+        lane: other,
+        epoch_id: [9; 32],
+        index: 0,
+        unsigned_header: vec![0; 100],
+    };
+    site.spool.open_epoch(rival).await.unwrap();
+    let mut number = 0;
+    while site.held(Class::Bulk).await > 10 {
+        let batch = NewBatch {
+            lane: other,
+            epoch_id: [9; 32],
+            number,
+            chain: [0; 32],
+            tallies: Vec::new(),
+            from_ms: 0,
+            until_ms: 0,
+            bytes: vec![0; 200_000],
+            ledger_ids: Vec::new(),
+        };
+        site.spool.append(batch).await.unwrap();
+        number += 1;
+    }
+    let oldest = site.spool.lane(site.lane(Class::Bulk)).await.unwrap();
+    let (_, first) = oldest.oldest.unwrap();
+    assert!(1 < first);
+    far.ack(&epoch, 1).await;
+
+    let below = ToService::Below {
+        chain_id: site.spool.chain_id(),
+        epoch_id: epoch.id(),
+        from: first,
+    };
+    assert_eq!(far.hear().await, below);
+    assert_eq!(far.batches(1).await, [first]);
+    // Declared gone, so the ack may pass over it; and the ledger has it.
+    far.ack(&epoch, first + 1).await;
+    assert_eq!(far.batches(1).await, [first + 1]);
+    let ledger = site.spool.ledger_open(*site.keys.pin().bytes()).await;
+    assert_eq!(ledger.unwrap()[0].batches[0].last, first - 1);
 }
 
 #[tokio::test]
@@ -204,6 +287,36 @@ async fn critical_goes_first_and_a_header_that_is_not_signed_holds_up_its_lane_o
     site.sign(&normal).await;
     assert!(matches!(far.hear().await, ToService::Header(_)));
     assert_eq!(far.batch().await.epoch_id, normal.id());
+}
+
+/// An epoch lives an hour, so two hours leave three that nobody has signed for.
+#[tokio::test]
+async fn two_hours_of_epochs_without_a_tpm_wait_and_leave_in_order_once_it_signs() {
+    let site = Site::new();
+    let mut epochs = Vec::new();
+    for _ in 0..3 {
+        let mut epoch = site.open_epoch(Class::Normal, false).await;
+        site.append(&mut epoch, 10).await;
+        site.append(&mut epoch, 10).await;
+        epochs.push(epoch);
+    }
+    let mut far = site.start().await;
+    far.hear().await;
+    far.welcome(vec![]).await;
+    far.hears_nothing().await;
+    assert_eq!(site.held(Class::Normal).await, 6);
+
+    // The TPM is back. The newest first, which must not overtake.
+    for epoch in epochs.iter().rev() {
+        site.sign(epoch).await;
+    }
+    for epoch in &epochs {
+        assert!(matches!(far.hear().await, ToService::Header(_)));
+        for number in 0..2 {
+            let batch = far.batch().await;
+            assert_eq!((batch.epoch_id, batch.number), (epoch.id(), number));
+        }
+    }
 }
 
 #[tokio::test]

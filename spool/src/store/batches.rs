@@ -37,6 +37,7 @@ impl Store {
         lane: Lane,
         after: Option<([u8; 32], u32)>,
         bytes_max: usize,
+        aside: bool,
     ) -> Result<Vec<StoredBatch>, SpoolError> {
         let bytes_max = bytes_max.min(READ_BYTES_MAX);
         let after = match after {
@@ -49,13 +50,15 @@ impl Store {
             "SELECT epoch_id, key % 65536 AS number, chain, length(batches.bytes) AS length,
                 batches.bytes AS bytes
              FROM lanes
-             JOIN epochs ON epochs.lane = lanes.id AND epochs.id >= ?3 / 65536 AND set_aside = 0
+             JOIN epochs ON epochs.lane = lanes.id AND epochs.id >= ?3 / 65536
+                 AND set_aside <= ?4
              JOIN batches
                  ON key >= max(?3 + 1, epochs.id * 65536) AND key < (epochs.id + 1) * 65536
              WHERE service = ?1 AND class = ?2
              ORDER BY epochs.id, key",
         )?;
-        let mut rows = statement.query(params![lane.service, u8::from(lane.class), after])?;
+        let mut rows =
+            statement.query(params![lane.service, u8::from(lane.class), after, aside])?;
         let mut batches = Vec::new();
         let mut bytes = 0_usize;
         while let Some(row) = rows.next()? {

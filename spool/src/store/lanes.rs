@@ -141,6 +141,31 @@ impl Store {
         Ok(())
     }
 
+    pub(crate) fn note_exported(
+        &mut self,
+        epoch_id: [u8; 32],
+        next: u32,
+    ) -> Result<(), SpoolError> {
+        let transaction = self.begin(0)?;
+        transaction.execute(
+            "UPDATE epochs SET exported = max(exported, ?2) WHERE epoch_id = ?1",
+            params![epoch_id, next],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    pub(crate) fn exported(&self, epoch_id: [u8; 32]) -> Result<u32, SpoolError> {
+        let exported = self
+            .connection
+            .query_row(
+                "SELECT exported FROM epochs WHERE epoch_id = ?1",
+                [epoch_id],
+                |row| row.get(0),
+            )
+            .optional()?;
+        Ok(exported.unwrap_or(0))
+    }
+
     /// `epochs.id` of an epoch, if it is one of this lane.
     pub(super) fn epoch(&self, lane: Lane, epoch_id: [u8; 32]) -> Result<Option<i64>, SpoolError> {
         Ok(self
