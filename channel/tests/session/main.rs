@@ -15,3 +15,4 @@ mod net;
 mod records;
 mod time;
 mod vector;
+mod weather;
