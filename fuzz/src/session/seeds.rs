@@ -17,6 +17,18 @@ pub(crate) fn service_seeds() -> Vec<Vec<u8>> {
         b"\x06\x00\x01\xa1\x01\x07".to_vec(),
         b"\x06\x00\x00early".to_vec(),
     ];
+    // Not in their shortest form, or with a byte behind.
+    let good = greeting(&peer.ek(), 0);
+    for serial in [&[0x18, 5][..], &[0x19, 0, 99], &[0, 0], &[0x18, 24]] {
+        seeds.push([&[1, 0], &good[..good.len() - 1], serial].concat());
+    }
+    for payload in [
+        &b"\xa2\x01\x01\x02\x78\x01v"[..],
+        b"\xa2\x01\x18\x01\x02\x60",
+        b"\xa2\x01\x01\x02\x60\0",
+    ] {
+        seeds.push([&[4, 0], payload].concat());
+    }
     for how in [2, 3, 5] {
         seeds.push(vec![how, 0]);
         seeds.push(vec![how, 0, 0, 0, 4, 3]);
@@ -31,6 +43,9 @@ pub(crate) fn gateway_seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![
         [&[0, 0], &framed(&[7; 1251])[..]].concat(),
         vec![1, 0, 0xa0],
+        vec![1, 0, 0xa0, 0xa0],
+        vec![1, 0, 0xbf, 0xff],
+        vec![1, 0, 0xb8, 0],
         [&[1, 0], &attached(STATEMENT.bytes())[..]].concat(),
         vec![3, 0, 6, 0xa1, 1, 0],
         vec![0x83, 0, 6, 0xa1, 1, 3],
