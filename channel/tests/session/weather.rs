@@ -323,7 +323,8 @@ impl Line {
         match fate {
             Fate::Delayed(ms) => self.put(soon + Duration::from_millis(ms), segment),
             Fate::Split(at) => {
-                let tail = segment.split_off(at % segment.len());
+                // Both pieces have bytes: a record has 19 at least.
+                let tail = segment.split_off(1 + at % (segment.len() - 1));
                 self.put(soon, segment);
                 self.put(soon, tail);
             }
