@@ -1,6 +1,6 @@
 # Table of contents. Everything installs what it needs: `make setup` says what.
 
-.PHONY: help setup build demo test lint unit bench fuzz-corpus deny clean
+.PHONY: help setup build demo test lint unit bench fuzz fuzz-corpus deny clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -31,6 +31,12 @@ bench: setup ## what security costs, as ratios: TPM, records, handshakes, a stre
 	nice cargo bench --locked --package channel --bench records --bench handshakes --bench seal
 	nice cargo bench --locked --package cloud --bench stream --bench relay
 	nice cargo bench --locked --package hsm --features swtpm --bench tpm
+
+fuzz: setup ## search for bytes that do harm: TARGET=service (default: all) SECONDS=60
+	scripts/fuzz.sh run $(or $(TARGET),all) $(or $(SECONDS),60)
+
+fuzz-corpus: setup ## take what `make fuzz` found into fuzz/corpus, as few files as do; `make test` plays them again
+	scripts/fuzz.sh corpus $(or $(TARGET),all)
 
 deny: setup ## licences, banned crates and sources of everything linked (installs cargo-deny)
 	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny

@@ -1,4 +1,5 @@
-//! The threat model names the tests that hold its lines; every one of them must exist.
+//! The threat model and the protocol's list of negative tests name the tests that hold their lines;
+//! every one of them must exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -6,12 +7,20 @@ use anyhow::Context;
 
 use crate::source;
 
-/// Checks every `crate: test` of `docs/threat-model.md`.
+/// Checks every `crate: test` of both pages.
 pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
-    let path = root.join(MODEL);
-    let model = fs::read_to_string(&path).with_context(|| format!("cannot read {MODEL}"))?;
     let mut breaches = Vec::new();
-    for (line, package, test) in named(&model) {
+    for page in PAGES {
+        breaches.extend(check_page(root, page)?);
+    }
+    Ok(breaches)
+}
+
+fn check_page(root: &Path, page: &str) -> anyhow::Result<Vec<String>> {
+    let path = root.join(page);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {page}"))?;
+    let mut breaches = Vec::new();
+    for (line, package, test) in named(&text) {
         let mut tests = BTreeSet::new();
         for folder in ["src", "tests"] {
             let folder = root.join(&package).join(folder);
@@ -20,17 +29,17 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
             }
         }
         if !tests.contains(&test) {
-            breaches.push(format!("{MODEL}:{line}: {package} has no test {test}"));
+            breaches.push(format!("{page}:{line}: {package} has no test {test}"));
         }
     }
     Ok(breaches)
 }
 
 /// Line, crate and test of each name in backticks.
-fn named(model: &str) -> Vec<(usize, String, String)> {
+fn named(page: &str) -> Vec<(usize, String, String)> {
     let mut found = Vec::new();
     for (line, text) in (1..)
-        .zip(model.lines())
+        .zip(page.lines())
         .filter(|(_, text)| text.starts_with('|'))
     {
         for quoted in text.split('`').skip(1).step_by(2) {
@@ -51,7 +60,7 @@ fn functions(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-const MODEL: &str = "docs/threat-model.md";
+const PAGES: [&str; 2] = ["docs/threat-model.md", "docs/protocol.md"];
 
 #[cfg(test)]
 mod tests {

@@ -16,3 +16,4 @@ mod records;
 mod renewal;
 mod time;
 mod vector;
+mod weather;
