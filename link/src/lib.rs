@@ -27,7 +27,7 @@ pub mod relay;
 mod streams;
 
 pub use address::{Address, AddressError};
-pub use dial::dial;
+pub use dial::{Patience, dial, dial_within};
 pub use driver::{Driver, Link};
 pub use error::{LinkError, Stage};
 pub use handshake::{KeepStatement, PeerHello, Registry, accept, connect, connect_over};
