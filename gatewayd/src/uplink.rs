@@ -1,13 +1,19 @@
-//! Keeps a session to one service and delivers over it.
+//! Keeps a session to one service and delivers over it, at the healthiest of its addresses.
+
+pub mod addresses;
+pub mod cause;
+mod proof;
+mod suite;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use anyhow::Context;
-use channel::{Admission, InitiatorConfig, Purpose, Suite};
-use link::{Address, LinkError, StreamName};
+use channel::{Admission, InitiatorConfig, Purpose};
+use link::{Address, Link, LinkError, Patience, StreamName};
 use spool::Spool;
 use tokio::{
     sync::watch,
@@ -20,6 +26,7 @@ use crate::{
     clock::Clock,
     identity::Identity,
     service::{LinkState, Peer, Service},
+    uplink::cause::Cause,
     upload::{Ends, Memory, Upload},
     watchdog::{Progress, Task},
 };
@@ -54,8 +61,11 @@ impl Uplink {
         }
     }
 
-    /// Runs until `stop`. Attempts follow each other after 1 s doubling to 5 min, at the next
-    /// address each time.
+    /// Runs until `stop`.
+    ///
+    /// Attempts come in rounds, in which each address is tried once, the healthiest first and the
+    /// next one at once. Rounds follow each other after 1 s doubling to 5 min, with full jitter
+    /// (protocol.md 6). An address that works is kept until it fails.
     ///
     /// # Errors
     ///
@@ -77,28 +87,38 @@ impl Uplink {
     }
 
     async fn keep_delivering(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
-        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-        let mut attempt = 0_usize;
-        while let Some(target) = stop.run_until_cancelled(self.target(attempt)).await {
-            let (identity, peer, address) = target?;
+        let mut rounds = Rounds::new();
+        while let Some(target) = stop.run_until_cancelled(self.target()).await {
+            let (identity, peer) = target?;
+            let Some(address) = self.next_address(&rounds.tried) else {
+                let pause = self.pause(rounds.end());
+                if stop.run_until_cancelled(pause).await.is_none() {
+                    break;
+                }
+                continue;
+            };
             let began = Instant::now();
             let acked_ms = self.service.link().last_ack_ms;
-            let ended = self.deliver(&identity, &peer, &address, stop).await;
+            let waits = rounds.waits(peer.addresses.len());
+            let target = (&*identity, &peer, &address);
+            let ended = self.deliver(target, waits, stop).await;
             let useful = acked_ms != self.service.link().last_ack_ms;
-            if (useful || STEADY_MIN <= began.elapsed())
-                && !matches!(ended, Err(Failure::Protocol(_)))
-            {
-                backoff.reset();
-            }
-            match ended {
-                Ok(()) => self.note_problem("the session was closed", "wait; it is opened again"),
-                Err(failure) => self.note_failure(failure)?,
-            }
-            attempt = attempt.wrapping_add(1);
-            if stop
-                .run_until_cancelled(self.pause(backoff.pause()))
-                .await
-                .is_none()
+            let worked = (useful || STEADY_MIN <= began.elapsed())
+                && !matches!(ended, Err(Failure::Protocol(_)));
+            let charged = ended.as_ref().is_err_and(|end| end.cause().is_some());
+            self.note_end(&address, ended)?;
+            let others = 1 < peer.addresses.len();
+            let pause = match (worked, charged) {
+                (true, _) => Some(rounds.after_work(Some(address).filter(|_| charged && others))),
+                (false, true) => {
+                    rounds.tried.push(address);
+                    None
+                }
+                // The service or this machine is why; another address would not help.
+                (false, false) => Some(rounds.end()),
+            };
+            if let Some(pause) = pause
+                && stop.run_until_cancelled(self.pause(pause)).await.is_none()
             {
                 break;
             }
@@ -106,9 +126,8 @@ impl Uplink {
         Ok(())
     }
 
-    /// Waits until there is an identity and a service that has enrolled it, and chooses the
-    /// address of this attempt.
-    async fn target(&mut self, attempt: usize) -> anyhow::Result<(Arc<Identity>, Peer, Address)> {
+    /// Waits until there is an identity and a service that has enrolled it and can be dialled.
+    async fn target(&mut self) -> anyhow::Result<(Arc<Identity>, Peer)> {
         let mut peers = self.service.peer_changes();
         let identity = wait_for(&mut self.identity, Clone::clone).await?;
         let enrolled = |peer: &Option<Peer>| peer.clone().filter(|peer| peer.enrolled);
@@ -119,9 +138,14 @@ impl Uplink {
                 |peer: &Option<Peer>| enrolled(peer).filter(|peer| !peer.addresses.is_empty());
             peer = wait_for(&mut peers, reachable).await?;
         }
-        let turn = attempt % peer.addresses.len();
-        let address = peer.addresses.get(turn).cloned().context("an address")?;
-        Ok((identity, peer, address))
+        self.service.health().set(&peer.addresses);
+        Ok((identity, peer))
+    }
+
+    /// The healthiest address that this round has not tried.
+    fn next_address(&self, tried: &[Address]) -> Option<Address> {
+        let now_ms = self.clock.now().boottime_ms;
+        self.service.health().healthiest(tried, now_ms)
     }
 
     /// Waits, but not when there is a new identity or a new enrolment to try.
@@ -137,18 +161,17 @@ impl Uplink {
     /// One session, until it ends. The service is told why it ends.
     async fn deliver(
         &mut self,
-        identity: &Identity,
-        peer: &Peer,
-        address: &Address,
+        (identity, peer, address): (&Identity, &Peer, &Address),
+        waits: Waits,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
         self.service.note_link(|note| {
             note.state = LinkState::Connecting;
             note.via = Some(address.host().to_owned());
+            note.address = Some(address.clone());
         });
-        let config = initiator(identity, peer, Purpose::Deliver);
-        let connect = link::connect(address, config, identity, &*self.service);
-        let Some(link) = stop.run_until_cancelled(connect).await else {
+        let opening = self.open((identity, peer, address), waits);
+        let Some(link) = stop.run_until_cancelled(opening).await else {
             return Ok(());
         };
         let (driver, streams) = link?.split();
@@ -183,14 +206,43 @@ impl Uplink {
         }
     }
 
-    /// Writes down why a session ended.
+    /// Dials and opens a session, and writes down how long that took.
+    async fn open(
+        &self,
+        (identity, peer, address): (&Identity, &Peer, &Address),
+        waits: Waits,
+    ) -> Result<Link, Failure> {
+        let began = Instant::now();
+        let dialled = link::dial_within(address, &peer.key, None, waits.dial).await;
+        let stream = dialled.map_err(Failure::Unreached)?;
+        let config = initiator(identity, peer, Purpose::Deliver);
+        let keep = &*self.service;
+        let link = proof::connect_over(stream, config, identity, keep, waits.proof).await?;
+        self.service.health().note_open(address, began.elapsed());
+        Ok(link)
+    }
+
+    /// Writes down why a session ended, and charges it to the address if it is to blame.
     ///
     /// # Errors
     ///
     /// What the daemon cannot go on with.
-    fn note_failure(&self, failure: Failure) -> anyhow::Result<()> {
+    fn note_end(&self, address: &Address, ended: Result<(), Failure>) -> anyhow::Result<()> {
+        let Err(failure) = ended else {
+            self.note_problem("the session was closed", "wait; it is opened again");
+            return Ok(());
+        };
+        let cause = failure.cause();
         match failure {
-            Failure::Link(error) => self.note_link_error(&error),
+            Failure::Link(error) | Failure::Unreached(error) => {
+                self.note_link_error(&error);
+                if let Some(cause) = cause {
+                    let words = crate::chain(&error);
+                    let now_ms = self.clock.now().boottime_ms;
+                    let mut health = self.service.health();
+                    health.note_failure(address, cause, words, now_ms);
+                }
+            }
             Failure::Protocol(what) => {
                 self.note_problem(&what, "update both sides to the same version");
             }
@@ -244,7 +296,7 @@ fn closed_because(reason: Admission) -> Result<(), Failure> {
 /// How this gateway opens a session.
 pub(crate) fn initiator(identity: &Identity, peer: &Peer, purpose: Purpose) -> InitiatorConfig {
     InitiatorConfig {
-        suite: Suite::ChaChaPoly,
+        suite: suite::suite(),
         pin: peer.key,
         held: peer.statement.as_deref().cloned(),
         static_key: channel::StaticKey::public(identity),
@@ -253,8 +305,72 @@ pub(crate) fn initiator(identity: &Identity, peer: &Peer, purpose: Purpose) -> I
     }
 }
 
+/// The order of attempts.
+struct Rounds {
+    backoff: Backoff,
+    /// The addresses that this round has tried.
+    tried: Vec<Address>,
+    /// Whether this is the first round since the start or since a session that worked.
+    first: bool,
+}
+
+impl Rounds {
+    fn new() -> Self {
+        Self {
+            backoff: Backoff::new(RETRY_MIN, RETRY_MAX),
+            tried: Vec::new(),
+            first: true,
+        }
+    }
+
+    /// How long this round waits at one of so many addresses. The first round is in a hurry to find
+    /// one that works; if there is none, the network is slow, and the next rounds have time.
+    fn waits(&self, addresses: usize) -> Waits {
+        if self.first && 1 < addresses {
+            HURRIED
+        } else {
+            Waits::default()
+        }
+    }
+
+    /// Begins afresh after a session that worked, without the address at which it `failed`; returns
+    /// the pause until then. It may have ended for all gateways at once, so that they spread.
+    fn after_work(&mut self, failed: Option<Address>) -> Duration {
+        self.backoff.reset();
+        self.first = true;
+        self.tried = failed.into_iter().collect();
+        self.backoff.pause()
+    }
+
+    /// Ends the round; returns the pause until the next.
+    fn end(&mut self) -> Duration {
+        self.tried.clear();
+        self.first = false;
+        self.backoff.pause()
+    }
+}
+
+/// How long one attempt waits.
+#[derive(Clone, Copy)]
+struct Waits {
+    dial: Patience,
+    /// For the service to prove its key, after the relay's `ok`.
+    proof: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self {
+            dial: Patience::default(),
+            proof: PROOF_TIME_MAX,
+        }
+    }
+}
+
 /// Why a session ended.
 pub(crate) enum Failure {
+    /// The address, before the relay's `ok`: try the next.
+    Unreached(LinkError),
     /// The other side or the way there: try again.
     Link(LinkError),
     /// The service broke the rules of the upload.
@@ -265,6 +381,17 @@ pub(crate) enum Failure {
     Disk(spool::SpoolError),
     /// Our own spool: give up.
     Local(anyhow::Error),
+}
+
+impl Failure {
+    /// What the address is charged with, if it is to blame.
+    fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Unreached(error) => Some(Cause::before_ok(error)),
+            Self::Link(error) => Cause::after_ok(error),
+            Self::Protocol(_) | Self::Later | Self::Disk(_) | Self::Local(_) => None,
+        }
+    }
 }
 
 impl From<LinkError> for Failure {
@@ -307,3 +434,17 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 
 /// protocol.md 6.
 const RETRY_MAX: Duration = Duration::from_secs(300);
+
+/// The session's own limit (protocol.md 2.4).
+const PROOF_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// By satellite the connection takes 0.6 s, or 1.6 s if its first SYN is lost; the relay's answer two
+/// round trips; the service's first message one. Twice that and more is waited, so a dead relay
+/// costs 3 s, and one that keeps silent 5 s.
+const HURRIED: Waits = Waits {
+    dial: Patience {
+        connect: Duration::from_secs(3),
+        answer: Duration::from_secs(5),
+    },
+    proof: Duration::from_secs(5),
+};
