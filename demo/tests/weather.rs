@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use demo::weather::{Network, Outlook, Weather, seed};
 use gatewayd::service::LinkState;
-use rig::{Relay, RelayProcess, Rig};
+use rig::{Relay, RelayProcess, Rig, Running};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,7 +40,7 @@ async fn a_network_that_comes_and_goes_delivers_everything_once() {
     let relay = Relay::start().await;
     let mut rig = Rig::start(&[relay.port]).await;
     let network = Network::start(relay.port, SLOW, seed()).await.unwrap();
-    rig.take(600, 4096).await;
+    rig.take(400, 4096).await;
     let running = rig.uplink(&[network.port]).await;
     for outlook in [Outlook::Down, Outlook::Frozen, Outlook::Down] {
         let held = rig.held().await;
@@ -83,35 +83,18 @@ async fn a_relay_that_dies_is_left_for_the_next_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn delivery_resumes_when_the_only_relay_is_started_again() {
-    for kill in [true, false] {
-        let mut relay = RelayProcess::start().await;
-        let mut rig = Rig::start(&[relay.port]).await;
-        let way = Network::start(relay.port, SLOW, seed()).await.unwrap();
-        rig.take(600, 4096).await;
-        let running = rig.uplink(&[way.port]).await;
-        rig.fewer_than(600, LONG).await;
+async fn delivery_resumes_when_the_only_relay_was_killed_and_is_started_again() {
+    let mut upload = Interrupted::start(300).await;
+    upload.relay.running.take().unwrap().kill().await.unwrap();
+    upload.resumes("SIGKILL").await;
+}
 
-        let process = relay.running.take().unwrap();
-        let began = Instant::now();
-        if kill {
-            process.kill().await.unwrap();
-        } else {
-            process.stop().await.unwrap();
-        }
-        let ended = began.elapsed();
-        relay.run().await;
-        let held = rig.held().await;
-        let resumed = rig.fewer_than(held, LONG).await;
-        eprintln!(
-            "a relay that got {}: it ended after {ended:?}, the next ack came {resumed:?} after it \
-             was started again",
-            if kill { "SIGKILL" } else { "SIGTERM" }
-        );
-        rig.delivered(LONG).await;
-        running.stop().await;
-        rig.assert_books().await;
-    }
+/// It lets what is under way go on for 5 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn delivery_resumes_when_the_only_relay_was_stopped_and_is_started_again() {
+    let mut upload = Interrupted::start(500).await;
+    upload.relay.running.take().unwrap().stop().await.unwrap();
+    upload.resumes("SIGTERM").await;
 }
 
 /// Nobody closes anything: the peer's kernel goes on to acknowledge, and the session alone notices.
@@ -131,8 +114,9 @@ async fn a_relay_that_falls_silent_is_left_in_bounded_time() {
 
     let moved = running.connected_at(second.port, LONG).await;
     eprintln!("a relay that fell silent in mid-upload: at the next after {moved:?}");
-    // Protocol.md 2.5: a ping after 15 s, dead 30 s later. Some time for a busy machine.
-    assert!(moved < Duration::from_secs(45 + 15), "{moved:?}");
+    // Protocol.md 2.5: what is sent and not answered for 15 s is asked after, dead 30 s later; what
+    // was sent just before the last answer may take 15 s more. Some time for a busy machine.
+    assert!(moved < Duration::from_secs(60 + 15), "{moved:?}");
     assert_eq!(running.charged(first.port, "silent"), 1);
     rig.delivered(LONG).await;
     running.stop().await;
@@ -189,6 +173,43 @@ async fn delivers_through(name: &str, weather: Weather, batches: u64) {
     assert_eq!(running.at(network.port).sessions, 1);
     running.stop().await;
     rig.assert_books().await;
+}
+
+/// An upload through one relay, under way.
+struct Interrupted {
+    relay: RelayProcess,
+    rig: Rig,
+    running: Running,
+    _way: Network,
+}
+
+impl Interrupted {
+    async fn start(batches: u64) -> Self {
+        let relay = RelayProcess::start().await;
+        let mut rig = Rig::start(&[relay.port]).await;
+        let way = Network::start(relay.port, SLOW, seed()).await.unwrap();
+        rig.take(batches, 4096).await;
+        let running = rig.uplink(&[way.port]).await;
+        rig.fewer_than(batches, LONG).await;
+        Self {
+            relay,
+            rig,
+            running,
+            _way: way,
+        }
+    }
+
+    /// Starts the relay again; the rest arrives by itself.
+    async fn resumes(mut self, signal: &str) {
+        let held = self.rig.held().await;
+        assert!(held > 0, "the upload was not under way any more");
+        self.relay.run().await;
+        let resumed = self.rig.fewer_than(held, LONG).await;
+        eprintln!("{signal} in mid-upload: the next ack {resumed:?} after the relay was back");
+        self.rig.delivered(LONG).await;
+        self.running.stop().await;
+        self.rig.assert_books().await;
+    }
 }
 
 /// Slow enough that an upload is under way when something happens to it.
