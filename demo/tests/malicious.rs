@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use demo::{
     malice::{MaliciousRelay, Misdeed, Tamper, Way},
+    process::until,
+    site::Site,
     weather::{Dice, seed},
 };
 use rig::{Cloud, Relay, Rig};
@@ -126,6 +128,65 @@ async fn whatever_two_relays_do_in_whatever_order_everything_arrives_once() {
     rig.delivered(LONG).await;
     running.stop().await;
     rig.assert_books().await;
+}
+
+/// With the daemon, its socket and its screen.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_sees_which_relay_misbehaved() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut site = Site::prepare(&folder.path().join("site")).await.unwrap();
+    let good = site.wiretap.port;
+    let bad = MaliciousRelay::start(good, [], 1).await.unwrap();
+    let service = format!(
+        "[[service]]\nname = \"cloud\"\naddresses = [\"relay://127.0.0.1:{}\", \
+         \"relay://127.0.0.1:{good}\"]\n",
+        bad.port
+    );
+    site.write_gateway_config(&(service + &site.modbus_sensors()))
+        .unwrap();
+    site.start_modbus().await.unwrap();
+    site.start_relay().await.unwrap();
+    site.start_service().await.unwrap();
+    site.start_gateway().await.unwrap();
+    site.enrol("greenhouse-7").await.unwrap();
+    site.delivered(LONG).await.unwrap();
+    site.gateway.take().unwrap().stop().await.unwrap();
+    bad.plan([Misdeed::Garbage]);
+    site.start_gateway().await.unwrap();
+
+    until("the other relay", LONG, || async {
+        let status = site.status().await?;
+        let service = &status["services"][0];
+        Ok(service["uplink"] == "connected" && service["addresses"][1]["in_use"] == true)
+    })
+    .await
+    .unwrap();
+
+    let status = site.status().await.unwrap();
+    let [misbehaved, other] = [0, 1].map(|at| status["services"][0]["addresses"][at].clone());
+    assert_eq!(
+        misbehaved["address"],
+        format!("relay://127.0.0.1:{}", bad.port)
+    );
+    assert_eq!(misbehaved["failures"]["rejected"], 1);
+    assert_eq!(misbehaved["sessions"], 0);
+    assert!(misbehaved["last_failure"].is_string());
+    assert_eq!(other["failures"]["rejected"], 0);
+    assert_eq!(other["sessions"], 1);
+    assert!(other["handshake_seconds"].as_f64().unwrap() > 0.0);
+    let screen = site.gatewayctl(&["status"], "").await.unwrap();
+    let screen = String::from_utf8(screen.stdout).unwrap();
+    let line = screen
+        .lines()
+        .find(|line| line.starts_with(&format!("relay://127.0.0.1:{} ", bad.port)));
+    assert!(
+        line.is_some_and(|line| line.contains("1 rejected")),
+        "{screen}"
+    );
+    assert!(
+        !screen.contains(&format!("relay://127.0.0.1:{good} ")),
+        "{screen}"
+    );
 }
 
 /// Anything that ends soon by itself.
