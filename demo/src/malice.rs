@@ -203,7 +203,13 @@ async fn connection(
             read_message(&mut client).await?;
             return write_message(&mut client, &Answer { code }.encode()).await;
         }
-        _ => {}
+        Misdeed::None
+        | Misdeed::Elsewhere(_)
+        | Misdeed::Mute
+        | Misdeed::Garbage
+        | Misdeed::Flood
+        | Misdeed::ReplayToGateway
+        | Misdeed::Tamper(..) => {}
     }
     let mut service = TcpStream::connect(("127.0.0.1", shared.behind)).await?;
     service.set_nodelay(true)?;
@@ -237,7 +243,11 @@ async fn connection(
         Misdeed::Tamper(tamper, way, at) => {
             tampered(client, service, (tamper, way, at), shared).await
         }
-        _ => recorded(client, service, hello, shared).await,
+        Misdeed::None
+        | Misdeed::Elsewhere(_)
+        | Misdeed::HangUp
+        | Misdeed::MuteBeforeOk
+        | Misdeed::Refuse(_) => recorded(client, service, hello, shared).await,
     }
 }
 

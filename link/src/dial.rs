@@ -95,15 +95,18 @@ async fn connect_within(address: &Address, limit: Duration) -> Result<TcpStream,
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
-    let stream = connected.map_err(|source| match source.kind() {
-        io::ErrorKind::TimedOut => LinkError::Timeout {
-            stage: Stage::Connect,
-            limit,
-        },
-        _ => LinkError::Unreachable {
-            address: address.authority(),
-            source,
-        },
+    let stream = connected.map_err(|source| {
+        if source.kind() == io::ErrorKind::TimedOut {
+            LinkError::Timeout {
+                stage: Stage::Connect,
+                limit,
+            }
+        } else {
+            LinkError::Unreachable {
+                address: address.authority(),
+                source,
+            }
+        }
     })?;
     prepare(&stream).map_err(LinkError::Transport)?;
     Ok(stream)

@@ -27,17 +27,24 @@ impl Cause {
     /// The cause of a failure before the relay's `ok`, or before a service was connected to.
     #[must_use]
     pub fn before_ok(error: &LinkError) -> Self {
-        match error {
-            LinkError::RelayRefused(code) => Self::Refused(*code),
+        if let LinkError::RelayRefused(code) = error {
+            return Self::Refused(*code);
+        }
+        let no_relay = matches!(
+            error,
             LinkError::NotARelay
-            | LinkError::RelayEnded
-            | LinkError::RelayMessage(_)
-            | LinkError::Transport(_)
-            | LinkError::Timeout {
-                stage: Stage::Relay,
-                ..
-            } => Self::NoRelay,
-            _ => Self::Connect,
+                | LinkError::RelayEnded
+                | LinkError::RelayMessage(_)
+                | LinkError::Transport(_)
+                | LinkError::Timeout {
+                    stage: Stage::Relay,
+                    ..
+                }
+        );
+        if no_relay {
+            Self::NoRelay
+        } else {
+            Self::Connect
         }
     }
 
@@ -53,10 +60,34 @@ impl Cause {
                 Some(Self::Silent)
             }
             LinkError::Transport(_) => Some(Self::Truncated),
-            LinkError::Peer(SessionError::PeerTruncated) => Some(Self::Truncated),
-            LinkError::Peer(SessionError::PeerSilent(_)) => Some(Self::Silent),
-            LinkError::Peer(_) => Some(Self::Rejected),
-            _ => None,
+            LinkError::Peer(error) => Some(Self::of_session(error)),
+            LinkError::Unreachable { .. }
+            | LinkError::Timeout { .. }
+            | LinkError::NotARelay
+            | LinkError::RelayRefused(_)
+            | LinkError::RelayEnded
+            | LinkError::RelayMessage(_)
+            | LinkError::Refused(_)
+            | LinkError::NotAdmitted(_)
+            | LinkError::PeerStreams(_)
+            | LinkError::PeerOversized
+            | LinkError::LocalKey(_)
+            | LinkError::LocalStatement(_)
+            | LinkError::LocalSession(_)
+            | LinkError::LocalAddress
+            | LinkError::LocalNotRelay
+            | LinkError::LocalOversized { .. }
+            | _ => None,
+        }
+    }
+
+    fn of_session(error: &SessionError) -> Self {
+        if matches!(error, SessionError::PeerTruncated) {
+            Self::Truncated
+        } else if matches!(error, SessionError::PeerSilent(_)) {
+            Self::Silent
+        } else {
+            Self::Rejected
         }
     }
 
