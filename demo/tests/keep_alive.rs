@@ -38,7 +38,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// The clock is tokio's, so a day passes in seconds; sockets, relay and session are the real ones.
-/// The multiplexer keeps its own clock; the test below sees what it adds.
+/// What the multiplexer adds by its own clock is not in it; see the next test.
 #[tokio::test(start_paused = true)]
 async fn an_idle_day_costs_less_than_100_kib_through_a_relay_with_all_headers() {
     let day = DAY - Duration::from_secs(120);
@@ -51,12 +51,15 @@ async fn an_idle_day_costs_less_than_100_kib_through_a_relay_with_all_headers() 
     assert!(idle.on_the_wire(HEADERS_V6) < 100 * 1024, "IPv6");
 }
 
+/// The multiplexer measures round trips every 10 s while it is polled, by a clock that no test can
+/// stop. Its last pong is a record that nobody answers, so 15 s later the session asks after it, which
+/// has the multiplexer polled again: 66 segments in 510 s were measured, 1.8 MB a day.
 #[tokio::test]
-#[ignore = "takes nine minutes"]
-async fn two_pings_on_the_real_clock() {
-    let idle = idle_for(Duration::from_secs(510), async |_, time| sleep(time).await).await;
-    eprintln!("510 s idle: {idle:?}");
-    assert!(4 <= idle.segments, "nothing kept it alive");
+#[ignore = "does not hold until link keeps back the multiplexer's own pings"]
+async fn an_idle_minute_passes_in_silence() {
+    let idle = idle_for(Duration::from_secs(60), async |_, time| sleep(time).await).await;
+    eprintln!("an idle minute: {idle:?}");
+    assert_eq!(idle.segments, 0);
 }
 
 /// Lets time pass in steps, and lets sockets come to rest in between: a clock that jumps does not wait

@@ -130,6 +130,29 @@ async fn whatever_two_relays_do_in_whatever_order_everything_arrives_once() {
     rig.assert_books().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn delivery_completes_once_the_only_relay_behaves() {
+    let honest = Relay::start().await;
+    let mut rig = Rig::start(&[honest.port]).await;
+    let plan = [
+        Misdeed::Garbage,
+        Misdeed::Tamper(Tamper::Alter, Way::ToService, 6),
+        Misdeed::Tamper(Tamper::Drop, Way::ToGateway, 5),
+        Misdeed::HangUp,
+    ];
+    let relay = MaliciousRelay::start(honest.port, plan, 1).await.unwrap();
+    rig.take(BATCHES, 4096).await;
+
+    let running = rig.uplink(&[relay.port]).await;
+
+    rig.delivered(LONG).await;
+    assert_eq!(relay.connections(), 5);
+    assert_eq!(running.at(relay.port).failures.values().sum::<u64>(), 4);
+    assert_eq!(running.charged(relay.port, "no_relay"), 1);
+    running.stop().await;
+    rig.assert_books().await;
+}
+
 /// With the daemon, its socket and its screen.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_sees_which_relay_misbehaved() {

@@ -245,6 +245,20 @@ mod tests {
         assert!(stream.nodelay().unwrap());
     }
 
+    /// Machines have both families under this name, or one; only one of them listens.
+    #[tokio::test]
+    async fn a_name_is_reached_at_whichever_of_its_addresses_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let address = format!("tcp://localhost:{port}").parse().unwrap();
+        let stream = dial_tcp(&address).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap().port(), port);
+
+        drop(listener);
+        let refused = dial_tcp(&address).await.unwrap_err();
+        assert!(matches!(refused, LinkError::Unreachable { .. }));
+    }
+
     /// A listener whose queue is full: the kernel drops every further SYN.
     async fn swallowing() -> (SocketAddr, Vec<TcpStream>) {
         let socket = TcpSocket::new_v4().unwrap();
