@@ -3,9 +3,8 @@
 pub mod addresses;
 pub mod cause;
 mod proof;
+mod rounds;
 mod suite;
-#[cfg(test)]
-mod tests;
 
 use std::{
     sync::{Arc, Mutex},
@@ -13,7 +12,7 @@ use std::{
 };
 
 use channel::{Admission, InitiatorConfig, Purpose};
-use link::{Address, Link, LinkError, Patience, StreamName};
+use link::{Address, Link, LinkError, StreamName};
 use spool::Spool;
 use tokio::{
     sync::watch,
@@ -22,14 +21,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff::Backoff,
     clock::Clock,
     identity::Identity,
     service::{LinkState, Peer, Service},
-    uplink::cause::Cause,
     upload::{Ends, Memory, Upload},
     watchdog::{Progress, Task},
 };
+
+use cause::Cause;
+use rounds::{Rounds, Waits};
 
 /// Delivers to one service.
 pub struct Uplink {
@@ -305,68 +305,6 @@ pub(crate) fn initiator(identity: &Identity, peer: &Peer, purpose: Purpose) -> I
     }
 }
 
-/// The order of attempts.
-struct Rounds {
-    backoff: Backoff,
-    /// The addresses that this round has tried.
-    tried: Vec<Address>,
-    /// Whether this is the first round since the start or since a session that worked.
-    first: bool,
-}
-
-impl Rounds {
-    fn new() -> Self {
-        Self {
-            backoff: Backoff::new(RETRY_MIN, RETRY_MAX),
-            tried: Vec::new(),
-            first: true,
-        }
-    }
-
-    /// How long this round waits at one of so many addresses. The first round is in a hurry to find
-    /// one that works; if there is none, the network is slow, and the next rounds have time.
-    fn waits(&self, addresses: usize) -> Waits {
-        if self.first && 1 < addresses {
-            HURRIED
-        } else {
-            Waits::default()
-        }
-    }
-
-    /// Begins afresh after a session that worked, without the address at which it `failed`; returns
-    /// the pause until then. It may have ended for all gateways at once, so that they spread.
-    fn after_work(&mut self, failed: Option<Address>) -> Duration {
-        self.backoff.reset();
-        self.first = true;
-        self.tried = failed.into_iter().collect();
-        self.backoff.pause()
-    }
-
-    /// Ends the round; returns the pause until the next.
-    fn end(&mut self) -> Duration {
-        self.tried.clear();
-        self.first = false;
-        self.backoff.pause()
-    }
-}
-
-/// How long one attempt waits.
-#[derive(Clone, Copy)]
-struct Waits {
-    dial: Patience,
-    /// For the service to prove its key, after the relay's `ok`.
-    proof: Duration,
-}
-
-impl Default for Waits {
-    fn default() -> Self {
-        Self {
-            dial: Patience::default(),
-            proof: PROOF_TIME_MAX,
-        }
-    }
-}
-
 /// Why a session ended.
 pub(crate) enum Failure {
     /// The address, before the relay's `ok`: try the next.
@@ -428,23 +366,3 @@ const MARK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A session that held so long was no failure, even if nothing was acknowledged.
 const STEADY_MIN: Duration = Duration::from_secs(60);
-
-/// protocol.md 6.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-
-/// protocol.md 6.
-const RETRY_MAX: Duration = Duration::from_secs(300);
-
-/// The session's own limit (protocol.md 2.4).
-const PROOF_TIME_MAX: Duration = Duration::from_secs(30);
-
-/// By satellite the connection takes 0.6 s, or 1.6 s if its first SYN is lost; the relay's answer two
-/// round trips; the service's first message one. Twice that and more is waited, so a dead relay
-/// costs 3 s, and one that keeps silent 5 s.
-const HURRIED: Waits = Waits {
-    dial: Patience {
-        connect: Duration::from_secs(3),
-        answer: Duration::from_secs(5),
-    },
-    proof: Duration::from_secs(5),
-};
