@@ -29,6 +29,7 @@ use crate::{
 };
 
 use cause::Cause;
+use proof::Watched;
 use rounds::{Rounds, Waits};
 
 /// Delivers to one service.
@@ -170,7 +171,11 @@ impl Uplink {
             note.via = Some(address.host().to_owned());
             note.address = Some(address.clone());
         });
-        let opening = self.open((identity, peer, address), waits);
+        // It lives as long as the link, which may ask it again.
+        let key = Watched::new(identity);
+        let service = Arc::clone(&self.service);
+        let config = initiator(identity, peer, Purpose::Deliver);
+        let opening = open(&service, config, &key, address, waits);
         let Some(link) = stop.run_until_cancelled(opening).await else {
             return Ok(());
         };
@@ -204,22 +209,6 @@ impl Uplink {
             }
             (failed, _) => failed,
         }
-    }
-
-    /// Dials and opens a session, and writes down how long that took.
-    async fn open(
-        &self,
-        (identity, peer, address): (&Identity, &Peer, &Address),
-        waits: Waits,
-    ) -> Result<Link, Failure> {
-        let began = Instant::now();
-        let dialled = link::dial_within(address, &peer.key, None, waits.dial).await;
-        let stream = dialled.map_err(Failure::Unreached)?;
-        let config = initiator(identity, peer, Purpose::Deliver);
-        let keep = &*self.service;
-        let link = proof::connect_over(stream, config, identity, keep, waits.proof).await?;
-        self.service.health().note_open(address, began.elapsed());
-        Ok(link)
     }
 
     /// Writes down why a session ended, and charges it to the address if it is to blame.
@@ -275,6 +264,22 @@ impl Uplink {
             note.advice = Some(advice.to_owned());
         });
     }
+}
+
+/// Dials and opens a session, and writes down how long that took.
+async fn open(
+    service: &Service,
+    config: InitiatorConfig,
+    key: &Watched<'_>,
+    address: &Address,
+    waits: Waits,
+) -> Result<Link, Failure> {
+    let began = Instant::now();
+    let dialled = link::dial_within(address, &config.pin, None, waits.dial).await;
+    let stream = dialled.map_err(Failure::Unreached)?;
+    let link = proof::connect_over(stream, config, key, service, waits.proof).await?;
+    service.health().note_open(address, began.elapsed());
+    Ok(link)
 }
 
 /// What the reason of a close means to us.

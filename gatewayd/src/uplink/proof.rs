@@ -17,15 +17,11 @@ use tokio::{net::TcpStream, sync::Notify};
 pub(super) async fn connect_over(
     stream: TcpStream,
     config: InitiatorConfig,
-    key: &dyn StaticKey,
+    key: &Watched<'_>,
     keep: &dyn KeepStatement,
     limit: Duration,
 ) -> Result<Link, LinkError> {
-    let key = Watched {
-        key,
-        asked: Notify::new(),
-    };
-    let mut connecting = std::pin::pin!(link::connect_over(stream, config, &key, keep));
+    let mut connecting = std::pin::pin!(link::connect_over(stream, config, key, keep));
     tokio::select! {
         // First: what has come may not be called late.
         biased;
@@ -39,9 +35,18 @@ pub(super) async fn connect_over(
 }
 
 /// A key that tells when it is asked.
-struct Watched<'a> {
+pub(super) struct Watched<'a> {
     key: &'a dyn StaticKey,
     asked: Notify,
+}
+
+impl<'a> Watched<'a> {
+    pub(super) fn new(key: &'a dyn StaticKey) -> Self {
+        Self {
+            key,
+            asked: Notify::new(),
+        }
+    }
 }
 
 impl StaticKey for Watched<'_> {
