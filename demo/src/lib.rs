@@ -3,7 +3,9 @@
 
 pub mod accounts;
 pub mod bluez;
+pub mod malice;
 pub mod process;
 pub mod secrecy;
 pub mod site;
+pub mod weather;
 pub mod wiretap;

@@ -6,6 +6,8 @@
 mod check;
 mod export;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use wire::{Measurement, Reading, Value};
@@ -99,10 +101,34 @@ pub struct ServiceStatus {
     pub last_ack_seconds: Option<u64>,
     /// Batches that wait.
     pub backlog_batches: u64,
+    /// Where it is reached, best first; what happened at each since the daemon started.
+    pub addresses: Vec<AddressStatus>,
     /// What is wrong, in words.
     pub problem: Option<String>,
     /// What to do about it.
     pub r#do: Option<String>,
+}
+
+/// One address of a service: a relay, or the service itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// As configured, or as the ticket has it.
+    pub address: String,
+    /// Whether it is the one in use or tried last.
+    pub in_use: bool,
+    /// Sessions opened there.
+    pub sessions: u64,
+    /// Of the newest session, from dialling to admission.
+    pub handshake_seconds: Option<f64>,
+    /// How often it failed, by `connect no_relay refused rejected truncated silent`; the last three
+    /// are what the relay, or the way through it, did after it had said `ok`.
+    pub failures: BTreeMap<String, u64>,
+    /// Of those refused: how often for which reason.
+    pub refusals: BTreeMap<String, u64>,
+    /// The newest failure, in words.
+    pub last_failure: Option<String>,
+    /// Since then.
+    pub last_failure_seconds: Option<u64>,
 }
 
 /// One `[[sensor]]`.

@@ -12,7 +12,10 @@ use link::{Address, KeepStatement};
 use spool::Spool;
 use tokio::sync::watch;
 
-use crate::config::{Patterns, ServiceConfig};
+use crate::{
+    config::{Patterns, ServiceConfig},
+    uplink::addresses::Addresses,
+};
 
 /// A service that the configuration or a ticket names.
 pub struct Service {
@@ -25,6 +28,7 @@ pub struct Service {
     spool: Spool,
     peer: watch::Sender<Option<Peer>>,
     link: Mutex<LinkNote>,
+    health: Mutex<Addresses>,
 }
 
 /// What is known of the service on the other side.
@@ -47,6 +51,8 @@ pub struct LinkNote {
     pub state: LinkState,
     /// The host of the address in use, or of the last attempt.
     pub via: Option<String>,
+    /// That address.
+    pub address: Option<Address>,
     /// Boot time in milliseconds of the last ack.
     pub last_ack_ms: Option<u64>,
     /// Boot time in milliseconds at which the oldest batch that waits for an ack was sent.
@@ -125,6 +131,7 @@ impl Service {
             spool,
             peer: watch::Sender::new(None),
             link: Mutex::default(),
+            health: Mutex::default(),
         }
     }
 
@@ -199,6 +206,11 @@ impl Service {
     #[must_use]
     pub fn link(&self) -> LinkNote {
         self.link_note().clone()
+    }
+
+    /// How its addresses have done. Not to be held across an await.
+    pub fn health(&self) -> MutexGuard<'_, Addresses> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes down how the link is; a change of state is one line in the log.

@@ -1,13 +1,18 @@
-//! Keeps a session to one service and delivers over it.
+//! Keeps a session to one service and delivers over it, at the healthiest of its addresses.
+
+pub mod addresses;
+pub mod cause;
+mod proof;
+mod rounds;
+mod suite;
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use anyhow::Context;
-use channel::{Admission, InitiatorConfig, Purpose, Suite};
-use link::{Address, LinkError, StreamName};
+use channel::{Admission, InitiatorConfig, Purpose};
+use link::{Address, Link, LinkError, StreamName};
 use spool::Spool;
 use tokio::{
     sync::watch,
@@ -16,13 +21,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff::Backoff,
     clock::Clock,
     identity::Identity,
     service::{LinkState, Peer, Service},
     upload::{Ends, Memory, Upload},
     watchdog::{Progress, Task},
 };
+
+use cause::Cause;
+use proof::Watched;
+use rounds::{Rounds, Waits};
 
 /// Delivers to one service.
 pub struct Uplink {
@@ -54,8 +62,11 @@ impl Uplink {
         }
     }
 
-    /// Runs until `stop`. Attempts follow each other after 1 s doubling to 5 min, at the next
-    /// address each time.
+    /// Runs until `stop`.
+    ///
+    /// Attempts come in rounds, in which each address is tried once, the healthiest first and the
+    /// next one at once. Rounds follow each other after 1 s doubling to 5 min, with full jitter
+    /// (protocol.md 6). An address that works is kept until it fails.
     ///
     /// # Errors
     ///
@@ -77,28 +88,38 @@ impl Uplink {
     }
 
     async fn keep_delivering(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
-        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
-        let mut attempt = 0_usize;
-        while let Some(target) = stop.run_until_cancelled(self.target(attempt)).await {
-            let (identity, peer, address) = target?;
+        let mut rounds = Rounds::new();
+        while let Some(target) = stop.run_until_cancelled(self.target()).await {
+            let (identity, peer) = target?;
+            let Some(address) = self.next_address(&rounds.tried) else {
+                let pause = self.pause(rounds.end());
+                if stop.run_until_cancelled(pause).await.is_none() {
+                    break;
+                }
+                continue;
+            };
             let began = Instant::now();
             let acked_ms = self.service.link().last_ack_ms;
-            let ended = self.deliver(&identity, &peer, &address, stop).await;
+            let waits = rounds.waits(peer.addresses.len());
+            let target = (&*identity, &peer, &address);
+            let ended = self.deliver(target, waits, stop).await;
             let useful = acked_ms != self.service.link().last_ack_ms;
-            if (useful || STEADY_MIN <= began.elapsed())
-                && !matches!(ended, Err(Failure::Protocol(_)))
-            {
-                backoff.reset();
-            }
-            match ended {
-                Ok(()) => self.note_problem("the session was closed", "wait; it is opened again"),
-                Err(failure) => self.note_failure(failure)?,
-            }
-            attempt = attempt.wrapping_add(1);
-            if stop
-                .run_until_cancelled(self.pause(backoff.pause()))
-                .await
-                .is_none()
+            let worked = (useful || STEADY_MIN <= began.elapsed())
+                && !matches!(ended, Err(Failure::Protocol(_)));
+            let charged = ended.as_ref().is_err_and(|end| end.cause().is_some());
+            self.note_end(&address, ended)?;
+            let others = 1 < peer.addresses.len();
+            let pause = match (worked, charged) {
+                (true, _) => Some(rounds.after_work(Some(address).filter(|_| charged && others))),
+                (false, true) => {
+                    rounds.tried.push(address);
+                    None
+                }
+                // The service or this machine is why; another address would not help.
+                (false, false) => Some(rounds.end()),
+            };
+            if let Some(pause) = pause
+                && stop.run_until_cancelled(self.pause(pause)).await.is_none()
             {
                 break;
             }
@@ -106,9 +127,8 @@ impl Uplink {
         Ok(())
     }
 
-    /// Waits until there is an identity and a service that has enrolled it, and chooses the
-    /// address of this attempt.
-    async fn target(&mut self, attempt: usize) -> anyhow::Result<(Arc<Identity>, Peer, Address)> {
+    /// Waits until there is an identity and a service that has enrolled it and can be dialled.
+    async fn target(&mut self) -> anyhow::Result<(Arc<Identity>, Peer)> {
         let mut peers = self.service.peer_changes();
         let identity = wait_for(&mut self.identity, Clone::clone).await?;
         let enrolled = |peer: &Option<Peer>| peer.clone().filter(|peer| peer.enrolled);
@@ -119,9 +139,14 @@ impl Uplink {
                 |peer: &Option<Peer>| enrolled(peer).filter(|peer| !peer.addresses.is_empty());
             peer = wait_for(&mut peers, reachable).await?;
         }
-        let turn = attempt % peer.addresses.len();
-        let address = peer.addresses.get(turn).cloned().context("an address")?;
-        Ok((identity, peer, address))
+        self.service.health().set(&peer.addresses);
+        Ok((identity, peer))
+    }
+
+    /// The healthiest address that this round has not tried.
+    fn next_address(&self, tried: &[Address]) -> Option<Address> {
+        let now_ms = self.clock.now().boottime_ms;
+        self.service.health().healthiest(tried, now_ms)
     }
 
     /// Waits, but not when there is a new identity or a new enrolment to try.
@@ -137,18 +162,21 @@ impl Uplink {
     /// One session, until it ends. The service is told why it ends.
     async fn deliver(
         &mut self,
-        identity: &Identity,
-        peer: &Peer,
-        address: &Address,
+        (identity, peer, address): (&Identity, &Peer, &Address),
+        waits: Waits,
         stop: &CancellationToken,
     ) -> Result<(), Failure> {
         self.service.note_link(|note| {
             note.state = LinkState::Connecting;
             note.via = Some(address.host().to_owned());
+            note.address = Some(address.clone());
         });
+        // It lives as long as the link, which may ask it again.
+        let key = Watched::new(identity);
+        let service = Arc::clone(&self.service);
         let config = initiator(identity, peer, Purpose::Deliver);
-        let connect = link::connect(address, config, identity, &*self.service);
-        let Some(link) = stop.run_until_cancelled(connect).await else {
+        let opening = open(&service, config, &key, address, waits);
+        let Some(link) = stop.run_until_cancelled(opening).await else {
             return Ok(());
         };
         let (driver, streams) = link?.split();
@@ -183,14 +211,27 @@ impl Uplink {
         }
     }
 
-    /// Writes down why a session ended.
+    /// Writes down why a session ended, and charges it to the address if it is to blame.
     ///
     /// # Errors
     ///
     /// What the daemon cannot go on with.
-    fn note_failure(&self, failure: Failure) -> anyhow::Result<()> {
+    fn note_end(&self, address: &Address, ended: Result<(), Failure>) -> anyhow::Result<()> {
+        let Err(failure) = ended else {
+            self.note_problem("the session was closed", "wait; it is opened again");
+            return Ok(());
+        };
+        let cause = failure.cause();
         match failure {
-            Failure::Link(error) => self.note_link_error(&error),
+            Failure::Link(error) | Failure::Unreached(error) => {
+                self.note_link_error(&error);
+                if let Some(cause) = cause {
+                    let words = crate::chain(&error);
+                    let now_ms = self.clock.now().boottime_ms;
+                    let mut health = self.service.health();
+                    health.note_failure(address, cause, words, now_ms);
+                }
+            }
             Failure::Protocol(what) => {
                 self.note_problem(&what, "update both sides to the same version");
             }
@@ -225,6 +266,22 @@ impl Uplink {
     }
 }
 
+/// Dials and opens a session, and writes down how long that took.
+async fn open(
+    service: &Service,
+    config: InitiatorConfig,
+    key: &Watched<'_>,
+    address: &Address,
+    waits: Waits,
+) -> Result<Link, Failure> {
+    let began = Instant::now();
+    let dialled = link::dial_within(address, &config.pin, None, waits.dial).await;
+    let stream = dialled.map_err(Failure::Unreached)?;
+    let link = proof::connect_over(stream, config, key, service, waits.proof).await?;
+    service.health().note_open(address, began.elapsed());
+    Ok(link)
+}
+
 /// What the reason of a close means to us.
 fn closed_because(reason: Admission) -> Result<(), Failure> {
     match reason {
@@ -244,7 +301,7 @@ fn closed_because(reason: Admission) -> Result<(), Failure> {
 /// How this gateway opens a session.
 pub(crate) fn initiator(identity: &Identity, peer: &Peer, purpose: Purpose) -> InitiatorConfig {
     InitiatorConfig {
-        suite: Suite::ChaChaPoly,
+        suite: suite::suite(),
         pin: peer.key,
         held: peer.statement.as_deref().cloned(),
         static_key: channel::StaticKey::public(identity),
@@ -255,6 +312,8 @@ pub(crate) fn initiator(identity: &Identity, peer: &Peer, purpose: Purpose) -> I
 
 /// Why a session ended.
 pub(crate) enum Failure {
+    /// The address, before the relay's `ok`: try the next.
+    Unreached(LinkError),
     /// The other side or the way there: try again.
     Link(LinkError),
     /// The service broke the rules of the upload.
@@ -265,6 +324,17 @@ pub(crate) enum Failure {
     Disk(spool::SpoolError),
     /// Our own spool: give up.
     Local(anyhow::Error),
+}
+
+impl Failure {
+    /// What the address is charged with, if it is to blame.
+    fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Unreached(error) => Some(Cause::before_ok(error)),
+            Self::Link(error) => Cause::after_ok(error),
+            Self::Protocol(_) | Self::Later | Self::Disk(_) | Self::Local(_) => None,
+        }
+    }
 }
 
 impl From<LinkError> for Failure {
@@ -301,9 +371,3 @@ const MARK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A session that held so long was no failure, even if nothing was acknowledged.
 const STEADY_MIN: Duration = Duration::from_secs(60);
-
-/// protocol.md 6.
-const RETRY_MIN: Duration = Duration::from_secs(1);
-
-/// protocol.md 6.
-const RETRY_MAX: Duration = Duration::from_secs(300);

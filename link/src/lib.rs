@@ -31,7 +31,7 @@ mod streams;
 
 pub use address::{Address, AddressError};
 pub use bytes::ByteStream;
-pub use dial::dial;
+pub use dial::{Patience, dial, dial_within};
 pub use driver::{Driver, Link};
 pub use error::{LinkError, Stage};
 pub use handshake::{KeepStatement, PeerHello, Registry, accept, connect, connect_over};

@@ -210,7 +210,7 @@ async fn read_exact(stream: &mut TcpStream, bytes: &mut [u8]) -> Result<(), Link
 const CONTROL_BYTES_MAX: usize = 512;
 
 /// Above the 10 s that a relay gives a service to accept (protocol.md 6), and a round trip.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+pub(crate) const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// A relay pings every 240 s (protocol.md 6); one minute for the way.
 const SILENCE_MAX: Duration = Duration::from_secs(300);

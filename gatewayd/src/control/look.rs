@@ -20,10 +20,11 @@ use super::{Control, Refusal, unavailable};
 use crate::{
     board::SensorNote,
     report::{
-        ChannelStatus, SensorStatus, ServiceStatus, Skipped, SpoolStatus, Status, TapReading,
-        TpmStatus, clock_word, time,
+        AddressStatus, ChannelStatus, SensorStatus, ServiceStatus, Skipped, SpoolStatus, Status,
+        TapReading, TpmStatus, clock_word, time,
     },
     service::Service,
+    uplink::{addresses::Health, cause::Cause},
 };
 
 /// `GET /v1/status`.
@@ -155,8 +156,14 @@ fn service_status<'a>(
     let link = service.link();
     let state = link.state_at(now.boottime_ms, oldest_age_ms);
     let since = |at: u64| now.boottime_ms.saturating_sub(at) / 1000;
+    let addresses = service.health().all().into_iter();
+    let addresses = addresses.map(|health| AddressStatus {
+        in_use: link.address.as_ref() == Some(&health.address),
+        ..address_status(health, now.boottime_ms)
+    });
     ServiceStatus {
         name: service.name.clone(),
+        addresses: addresses.collect(),
         key: peer.as_ref().map(|peer| peer.key.to_string()),
         enrolled: peer.is_some_and(|peer| peer.enrolled),
         uplink: state.word().into(),
@@ -165,6 +172,24 @@ fn service_status<'a>(
         backlog_batches: batches,
         problem: link.problem,
         r#do: link.advice,
+    }
+}
+
+fn address_status(health: Health, now_ms: u64) -> AddressStatus {
+    let count = |word| health.failures.get(word).copied().unwrap_or(0);
+    AddressStatus {
+        address: health.address.to_string(),
+        in_use: false,
+        sessions: health.sessions,
+        handshake_seconds: health.handshake.map(|time| time.as_secs_f64()),
+        failures: Cause::WORDS
+            .map(|word| (word.to_owned(), count(word)))
+            .into(),
+        last_failure_seconds: health
+            .last_failed_ms()
+            .map(|at| now_ms.saturating_sub(at) / 1000),
+        refusals: health.refusals,
+        last_failure: health.last_failure,
     }
 }
 

@@ -4,7 +4,10 @@ use std::io::{self, Write};
 
 use comfy_table::{Table, presets};
 
-use crate::report::{SensorStatus, ServiceStatus, Skipped, Status, TapReading};
+use crate::{
+    report::{AddressStatus, SensorStatus, ServiceStatus, Skipped, Status, TapReading},
+    uplink::cause::Cause,
+};
 
 /// One screen: the gateway, then a table of services, then one of sensors.
 pub(super) fn status(out: &mut impl Write, status: &Status) -> io::Result<()> {
@@ -44,6 +47,7 @@ pub(super) fn status(out: &mut impl Write, status: &Status) -> io::Result<()> {
         services.add_row(service_row(service));
     }
     print(out, &services)?;
+    addresses(out, &status.services)?;
     let mut sensors = table(["SENSOR", "STATE", "LAST VALUES", "AGE", "PROBLEM"]);
     for sensor in &status.sensors {
         sensors.add_row(sensor_row(sensor));
@@ -103,6 +107,42 @@ fn service_row(service: &ServiceStatus) -> [String; 6] {
             batches => format!("{} batches", digits(batches)),
         },
         problem,
+    ]
+}
+
+/// The addresses that failed within the last hour, so that it is seen which relay is at fault. All of
+/// them are in the JSON.
+fn addresses(out: &mut impl Write, services: &[ServiceStatus]) -> io::Result<()> {
+    let mut failing = table(["ADDRESS", "SERVICE", "FAILED", "LAST", "PROBLEM"]);
+    for service in services {
+        for address in &service.addresses {
+            if let Some(seconds) = address.last_failure_seconds
+                && seconds < SHOWN_SECONDS
+            {
+                failing.add_row(address_row(service, address, seconds));
+            }
+        }
+    }
+    if failing.is_empty() {
+        return Ok(());
+    }
+    print(out, &failing)
+}
+
+fn address_row(service: &ServiceStatus, address: &AddressStatus, seconds: u64) -> [String; 5] {
+    let failures = Cause::WORDS.iter().filter_map(|&word| {
+        let count = address.failures.get(word).filter(|count| **count != 0)?;
+        Some(format!("{} {word}", digits(*count)))
+    });
+    // What follows the relay's port is the service, which has its own column.
+    let (scheme, rest) = address.address.split_once("://").unwrap_or_default();
+    let authority = rest.split('/').next().unwrap_or_default();
+    [
+        format!("{scheme}://{authority}"),
+        service.name.clone(),
+        failures.collect::<Vec<_>>().join(", "),
+        format!("{} ago", duration(seconds)),
+        address.last_failure.clone().unwrap_or_default(),
     ]
 }
 
@@ -190,11 +230,16 @@ fn digits(number: u64) -> String {
     grouped
 }
 
+/// An address that failed longer ago is no news.
+const SHOWN_SECONDS: u64 = 3600;
+
 /// As many values of a sensor as fit a line.
 const VALUES_SHOWN: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use channel::{Fingerprint, KeyKind};
 
     use super::*;
@@ -251,6 +296,35 @@ mod tests {
         assert!(text.contains(problem), "{text}");
     }
 
+    #[test]
+    fn a_relay_that_misbehaves_is_seen() {
+        let mut status = example();
+        let address = |seconds| AddressStatus {
+            address: "relay://relay-b.example:4430".into(),
+            in_use: false,
+            sessions: 3,
+            handshake_seconds: Some(0.048),
+            failures: [
+                ("connect".into(), 0),
+                ("rejected".into(), 1204),
+                ("truncated".into(), 1),
+            ]
+            .into(),
+            refusals: BTreeMap::new(),
+            last_failure: Some("the session failed: peer's bytes were rejected".into()),
+            last_failure_seconds: seconds,
+        };
+        status.services[0].addresses = vec![address(Some(12)), address(Some(3600)), address(None)];
+        let mut out = Vec::new();
+        super::status(&mut out, &status).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let table = "\
+ADDRESS                       SERVICE  FAILED                       LAST      PROBLEM
+relay://relay-b.example:4430  farm     1,204 rejected, 1 truncated  12 s ago  the session failed: peer's bytes were rejected
+SENSOR";
+        assert!(text.contains(table), "{text}");
+    }
+
     const SCREEN: &str = "\
 greenhouse-7  uws2-ljnf-uws2-ljnf  gatewayd 0.3.0  up 12 d 4 h        2026-11-23 14:02:31
 tpm    ok, lockout 0/32                 clock  synchronised
@@ -272,6 +346,7 @@ meter    silent  41280 Wh            31 min  timeout
             via: Some(via.into()),
             last_ack_seconds: Some(ack_seconds),
             backlog_batches: 0,
+            addresses: Vec::new(),
             problem: None,
             r#do: None,
         }
