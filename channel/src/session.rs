@@ -330,6 +330,10 @@ impl Session {
     /// Takes from the front of [`transmit`](Self::transmit) what the transport has taken.
     pub fn transmitted(&mut self, bytes: usize) {
         self.outbox.taken(bytes);
+        // Half-open sessions are many, and have little more to say.
+        if !self.stage.is_running() {
+            self.outbox.shrink();
+        }
     }
 
     /// Returns the next event.

@@ -24,7 +24,7 @@ use channel::{
 };
 use cloud::{
     keys::ServiceKeys,
-    relay::{Admit, Limits, RelayConfig},
+    relay::{Admit, Limits, RelayConfig, RelayMetrics},
 };
 use futures::future::BoxFuture;
 use getrandom::SysRng;
@@ -158,14 +158,16 @@ impl Wire {
 }
 
 /// Both ends of a session through a relay of this process.
-async fn joined_through_a_relay(wire: &Wire) -> (Link, Link) {
+async fn joined_through_a_relay(wire: &Wire) -> (Link<'static>, Link<'static>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let config = RelayConfig {
         names: vec![format!("127.0.0.1:{port}")],
+        services: None,
         admit: Admit::Open,
         max_clients: 10,
         limits: Limits::default(),
+        metrics: RelayMetrics::default(),
     };
     tokio::spawn(cloud::relay::serve(
         listener,
@@ -174,7 +176,8 @@ async fn joined_through_a_relay(wire: &Wire) -> (Link, Link) {
     ));
     let folder = tempfile::tempdir().unwrap();
     ServiceKeys::init(folder.path()).unwrap();
-    let keys = ServiceKeys::load(folder.path()).unwrap();
+    // A link may ask for its key again, for as long as it lives.
+    let keys: &ServiceKeys = Box::leak(Box::new(ServiceKeys::load(folder.path()).unwrap()));
     let address: Address = format!("relay://127.0.0.1:{port}").parse().unwrap();
     let registration = link::relay::register(&address, &keys.statement, &keys.online);
     let mut registration = registration.await.unwrap();
@@ -182,6 +185,7 @@ async fn joined_through_a_relay(wire: &Wire) -> (Link, Link) {
         .parse()
         .unwrap();
     let key = SoftwareStaticKey::generate(&mut UnwrapErr(SysRng));
+    let key: &SoftwareStaticKey = Box::leak(Box::new(key));
     let config = InitiatorConfig {
         suite: Suite::ChaChaPoly,
         pin: keys.statement.fingerprint(),
@@ -194,7 +198,7 @@ async fn joined_through_a_relay(wire: &Wire) -> (Link, Link) {
         statement: keys.statement.clone(),
         static_key: keys.channel.public(),
     };
-    let (gateway, service) = tokio::join!(link::connect(&entrance, config, &key, &Shelf), async {
+    let (gateway, service) = tokio::join!(link::connect(&entrance, config, key, &Shelf), async {
         let RelayEvent::Incoming(id) = registration.next().await.unwrap() else {
             panic!("the relay drains");
         };

@@ -267,13 +267,13 @@ impl Uplink {
 }
 
 /// Dials and opens a session, and writes down how long that took.
-async fn open(
-    service: &Service,
+async fn open<'a>(
+    service: &'a Service,
     config: InitiatorConfig,
-    key: &Watched<'_>,
+    key: &'a Watched<'a>,
     address: &Address,
     waits: Waits,
-) -> Result<Link, Failure> {
+) -> Result<Link<'a>, Failure> {
     let began = Instant::now();
     let dialled = link::dial_within(address, &config.pin, None, waits.dial).await;
     let stream = dialled.map_err(Failure::Unreached)?;

@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     /// What is said to the peer when the multiplexer closes.
     pub(crate) goodbye: Admission,
     outbox: Vec<u8>,
+    /// How much of a frame's body the multiplexer has yet to write.
+    body: usize,
 }
 
 impl Pipe {
@@ -37,6 +39,7 @@ impl Pipe {
                 failure: None,
                 goodbye: Admission::Ok,
                 outbox: Vec::new(),
+                body: 0,
             })),
         }
     }
@@ -56,6 +59,21 @@ impl Shared {
     pub(crate) fn fail(&mut self, error: LinkError) {
         self.pump.control().set_broken();
         self.failure.get_or_insert(error);
+    }
+
+    /// Takes the header of a frame: `version ‖ type ‖ u16 flags ‖ u32 stream ‖ u32 length` (yamux
+    /// specification, "Framing"). Pings of the multiplexer stay here: it sends one every ten seconds
+    /// to measure the round trip, which would be megabytes a day, and no more until it is answered.
+    /// The session has pings of its own.
+    fn begin_frame(&mut self, header: &[u8; HEADER_BYTES]) {
+        let [_, kind, _, flags, _, _, _, _, length @ ..] = header;
+        if *kind == TYPE_PING && flags & FLAG_SYN != 0 {
+            return;
+        }
+        if *kind == TYPE_DATA {
+            self.body = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        }
+        self.outbox.extend_from_slice(header);
     }
 
     fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
@@ -107,9 +125,16 @@ impl AsyncWrite for Pipe {
             let polled = shared.poll_outbox(cx);
             ready!(shared.guard(polled))?;
         }
+        if shared.body == 0
+            && let Some(header) = bytes.first_chunk()
+        {
+            shared.begin_frame(header);
+            return Poll::Ready(Ok(HEADER_BYTES));
+        }
         let room = OUTBOX_BYTES_MAX.saturating_sub(shared.outbox.len());
-        let taken = bytes.get(..room).unwrap_or(bytes);
+        let taken = bytes.get(..room.max(1)).unwrap_or(bytes);
         shared.outbox.extend_from_slice(taken);
+        shared.body = shared.body.saturating_sub(taken.len());
         Poll::Ready(Ok(taken.len()))
     }
 
@@ -128,6 +153,13 @@ impl AsyncWrite for Pipe {
         shared.guard(polled)
     }
 }
+
+/// The multiplexer writes a header at once, since it is always taken at once.
+const HEADER_BYTES: usize = 12;
+const TYPE_DATA: u8 = 0;
+const TYPE_PING: u8 = 2;
+/// Of a ping: it asks; an answer has ACK instead.
+const FLAG_SYN: u8 = 1;
 
 /// One record: a frame of yamux, 16 KiB and its header of 12 bytes.
 const OUTBOX_BYTES_MAX: usize = 16 * 1024 + 12;

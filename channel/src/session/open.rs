@@ -25,7 +25,8 @@ pub(super) struct Open {
     /// When the keys end, unless their counters end them before.
     retire_at: Instant,
     heard_at: Instant,
-    /// When stream bytes were sent that nothing was heard after.
+    /// Since when stream bytes may be lost that were sent: nothing was heard since, or something
+    /// that does not prove it.
     unanswered_since: Option<Instant>,
     /// When the ping was sent that nothing was heard after.
     pinged_at: Option<Instant>,
@@ -226,8 +227,12 @@ impl Open {
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
         self.heard_at = now;
-        self.unanswered_since = None;
         self.pinged_at = None;
+        // What was heard may have been sent before the last bytes arrived there; a pong was not.
+        self.unanswered_since = match kind {
+            RecordType::Pong => None,
+            _ => self.unanswered_since.map(|_| now),
+        };
         match kind {
             RecordType::Close => {
                 let reason = decode(&body)?;

@@ -12,7 +12,7 @@ use channel::{
 use cloud::{
     keys::ServiceKeys,
     registry::{Invitation, NewGateway, Registry},
-    relay::{Admit, Limits as RelayLimits, RelayConfig},
+    relay::{Admit, Limits as RelayLimits, RelayConfig, RelayMetrics},
     serve::Service as CloudService,
     sink::sqlite::SqliteSink,
 };
@@ -344,9 +344,11 @@ impl Relay {
         let port = listener.local_addr().unwrap().port();
         let config = RelayConfig {
             names: vec![name(port)],
+            services: None,
             admit: Admit::Open,
             max_clients: 100,
             limits: RelayLimits::default(),
+            metrics: RelayMetrics::default(),
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(cloud::relay::serve(listener, config, stop));

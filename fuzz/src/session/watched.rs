@@ -44,7 +44,7 @@ impl Watched {
         assert!(self.side.asked.len() <= 1);
         assert!(self.side.statements.len() <= 1);
         assert!(self.side.peers.len() <= 1);
-        assert!(self.side.session.transmit_bytes() <= TRANSMIT_BYTES_MAX);
+        assert!(self.side.session.transmit().len() <= TRANSMIT_BYTES_MAX);
         assert!(self.side.opened.is_some() || self.side.received.is_empty());
     }
 
@@ -65,12 +65,12 @@ impl Watched {
         );
         self.failed = true;
         let received = self.side.received.len();
-        let waiting = self.side.session.transmit_bytes();
+        let waiting = self.side.session.transmit().len();
         assert_eq!(self.side.session.poll_timeout(), None);
         let again = self.side.feed(WORLD.start, &[0; 100]);
         assert!(matches!(again, Err(SessionError::LocalOutOfTurn)));
         assert_eq!(self.side.received.len(), received);
-        assert_eq!(self.side.session.transmit_bytes(), waiting);
+        assert_eq!(self.side.session.transmit().len(), waiting);
         assert!(self.side.closed.is_none());
     }
 }

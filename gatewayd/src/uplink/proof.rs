@@ -14,13 +14,13 @@ use tokio::{net::TcpStream, sync::Notify};
 /// # Errors
 ///
 /// As [`link::connect_over`]; [`SessionError::PeerSilent`] after `limit`.
-pub(super) async fn connect_over(
+pub(super) async fn connect_over<'a>(
     stream: TcpStream,
     config: InitiatorConfig,
-    key: &Watched<'_>,
-    keep: &dyn KeepStatement,
+    key: &'a Watched<'a>,
+    keep: &'a dyn KeepStatement,
     limit: Duration,
-) -> Result<Link, LinkError> {
+) -> Result<Link<'a>, LinkError> {
     let mut connecting = std::pin::pin!(link::connect_over(stream, config, key, keep));
     tokio::select! {
         // First: what has come may not be called late.
