@@ -163,3 +163,54 @@ const FLAG_SYN: u8 = 1;
 
 /// One record: a frame of yamux, 16 KiB and its header of 12 bytes.
 const OUTBOX_BYTES_MAX: usize = 16 * 1024 + 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pump is not used: what is written stays in the outbox.
+    async fn written(writes: &[&[u8]]) -> Vec<u8> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut pipe = Pipe::new(Pump::new(socket, session()));
+        for bytes in writes {
+            futures::io::AsyncWriteExt::write_all(&mut pipe, bytes)
+                .await
+                .unwrap();
+        }
+        std::mem::take(&mut Shared::lock(&pipe.shared).outbox)
+    }
+
+    fn session() -> channel::Session {
+        let mut rng = rand_core::UnwrapErr(getrandom::SysRng);
+        let key = channel::SoftwareStaticKey::generate(&mut rng);
+        let config = channel::InitiatorConfig {
+            suite: channel::Suite::AesGcm,
+            pin: channel::Fingerprint::new(channel::KeyKind::ServiceIdentity, [0; 32]),
+            held: None,
+            static_key: channel::StaticKey::public(&key),
+            purpose: channel::Purpose::Deliver,
+            version: String::new(),
+        };
+        channel::Session::initiate(config, Box::new(rng), crate::pump::now()).unwrap()
+    }
+
+    const PING: [u8; 12] = [0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7];
+    const ANSWER: [u8; 12] = [0, 2, 0, 2, 0, 0, 0, 0, 0, 0, 0, 7];
+    const WINDOW: [u8; 12] = [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0];
+
+    #[tokio::test]
+    async fn pings_of_the_multiplexer_stay_here_and_its_answers_do_not() {
+        let sent = written(&[&WINDOW, &PING, &ANSWER, &PING]).await;
+        assert_eq!(sent, [WINDOW, ANSWER].concat());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_looks_like_a_ping_is_sent() {
+        let header = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 36];
+        let body = [PING, WINDOW, PING].concat();
+        let sent = written(&[&header, &body[..12], &body[12..], &PING, &WINDOW]).await;
+        assert_eq!(sent, [&header[..], &body, &WINDOW].concat());
+    }
+}
