@@ -2,16 +2,13 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::pin;
 
 use channel::{
     Admission, InitiatorConfig, OnlineKey, Purpose, RecordKey, ResponderConfig, SigningKey as _,
     SoftwareSigningKey, SoftwareStaticKey, Statement, StatementContent, StaticKey as _, Suite,
 };
 use cloud::relay::{Admit, Limits, RelayConfig, RelayMetrics};
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use getrandom::SysRng;
 use link::relay::RelayEvent;
 use link::{Address, KeepStatement, Messages, PeerHello, Registry, StreamName};
@@ -75,17 +72,10 @@ pub(crate) fn outlet(relay_port: &str, target: &str) {
                 let stream = link::relay::accept(&relay, id).await.unwrap();
                 let accepted = link::accept(stream, config, key, &Open).await;
                 let (driver, streams) = accepted.unwrap().0.split();
-                let mut driving = pin!(driver.run());
-                let mut tunnels = FuturesUnordered::new();
-                loop {
-                    tokio::select! {
-                        _ = &mut driving => break,
-                        Some((_, messages)) = streams.accept() => tunnels.push(async move {
-                            let target = ("127.0.0.1", target);
-                            pass(messages, TcpStream::connect(target).await.unwrap()).await;
-                        }),
-                        Some(()) = tunnels.next() => {}
-                    }
+                tokio::spawn(driver.run());
+                while let Some((_, messages)) = streams.accept().await {
+                    let socket = TcpStream::connect(("127.0.0.1", target)).await.unwrap();
+                    tokio::spawn(pass(messages, socket));
                 }
             });
         }
@@ -111,26 +101,14 @@ pub(crate) fn inlet(relay_port: &str, service: &str, suite: &str) {
         };
         let connected = link::connect(&relay_address(relay_port), config, key, &Forget).await;
         let (driver, streams) = connected.unwrap().split();
+        tokio::spawn(driver.run());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         println!("{}", listener.local_addr().unwrap().port());
-        // As the daemons have it: a session and what is done on it are one task.
-        let serving = tokio::spawn(async move {
-            let mut driving = pin!(driver.run());
-            let mut tunnels = FuturesUnordered::new();
-            loop {
-                tokio::select! {
-                    _ = &mut driving => break,
-                    Ok((socket, _)) = listener.accept() => {
-                        let streams = streams.clone();
-                        tunnels.push(async move {
-                            pass(streams.open(StreamName::Tunnel).await.unwrap(), socket).await;
-                        });
-                    }
-                    Some(()) = tunnels.next() => {}
-                }
-            }
-        });
-        serving.await.unwrap();
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let messages = streams.open(StreamName::Tunnel).await.unwrap();
+            tokio::spawn(pass(messages, socket));
+        }
     });
 }
 
