@@ -229,10 +229,10 @@ impl Open {
         self.heard_at = now;
         self.pinged_at = None;
         // What was heard may have been sent before the last bytes arrived there; a pong was not.
-        self.unanswered_since = match kind {
-            RecordType::Pong => None,
-            _ => self.unanswered_since.map(|_| now),
-        };
+        self.unanswered_since = self
+            .unanswered_since
+            .filter(|_| kind != RecordType::Pong)
+            .map(|_| now);
         match kind {
             RecordType::Close => {
                 let reason = decode(&body)?;
