@@ -79,7 +79,7 @@ impl Site {
             modbus: Vec::new(),
             bluez: Vec::new(),
         };
-        site.write_cloud_config()?;
+        site.write_cloud_config("\"open\"")?;
         site.write_bus_config()?;
         Ok(site)
     }

@@ -10,7 +10,7 @@
 
 mod fixture;
 
-use std::{fs, os::unix::net::UnixDatagram, process::Output, time::Duration};
+use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, process::Output, time::Duration};
 
 use demo::{
     accounts::Accounts,
@@ -471,3 +471,51 @@ fn stderr(output: &Output) -> String {
 
 /// For a machine that is busy with other tests.
 const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_relay_that_wants_a_token_lets_in_who_has_it() {
+    let mut site = Fixture::prepared().await;
+    let ours = write_token(&site, "ours", 1);
+    write_token(&site, "theirs", 2);
+    let relays = format!("\"token\"\ntokens = [\"file:{}\"]", ours.display());
+    site.write_cloud_config(&relays).unwrap();
+    let gateway = |token: &str| {
+        let sensors = site.modbus_sensors();
+        let token = site.path(token);
+        let service = format!(
+            "[[service]]\nname = \"farm\"\nrelay_token = \"file:{}\"\n",
+            token.display()
+        );
+        site.write_gateway_config(&(service + &sensors)).unwrap();
+    };
+
+    gateway("theirs");
+    site.start_all().await;
+    site.gatewayctl(&["init"], "").await.unwrap();
+    let ticket = site.invite("greenhouse-7", &[]).await.unwrap();
+    let refused = site.gatewayctl(&["enroll", "-"], &ticket).await.unwrap();
+    let words = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success());
+    assert!(words.contains("does not admit"), "{words}");
+
+    // It is read at each attempt.
+    fs::copy(&ours, site.path("theirs")).unwrap();
+    let enrolled = site.gatewayctl(&["enroll", "-"], &ticket).await.unwrap();
+    assert!(enrolled.status.success(), "{enrolled:?}");
+    site.uplink("connected").await;
+    site.delivered(LONG).await.unwrap();
+
+    // Whose token was taken away is told so, by name of what to mend.
+    fs::remove_file(site.path("theirs")).unwrap();
+    site.relay.take().unwrap().kill().await.unwrap();
+    site.start_relay().await.unwrap();
+    let waiting = site.uplink("waiting").await;
+    assert!(waiting["problem"].as_str().unwrap().contains("relay_token"));
+}
+
+fn write_token(site: &Fixture, name: &str, seed: u8) -> PathBuf {
+    let path = site.path(name);
+    let token = data_encoding::BASE32.encode(&[seed; 40]);
+    fs::write(&path, token + "\n").unwrap();
+    path
+}

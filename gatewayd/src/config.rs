@@ -21,6 +21,7 @@ mod mistakes;
 mod modbus;
 mod pattern;
 mod quantity;
+mod secret;
 mod sensor;
 mod service;
 mod source;
@@ -43,6 +44,7 @@ use table::Table;
 
 pub use mistakes::{Mistake, Mistakes};
 pub use pattern::Patterns;
+pub use secret::Secret;
 
 /// Settings that have been checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,6 +101,8 @@ pub struct ServiceConfig {
     pub key: Option<Fingerprint>,
     /// The sensors whose readings leave for it.
     pub sensors: Patterns,
+    /// What its relays want to see.
+    pub relay_token: Option<Secret>,
 }
 
 /// What the daemon knows about a sensor, whatever its format.
@@ -256,6 +260,7 @@ mod tests {
                 addresses: vec![],
                 key: None,
                 sensors: Patterns::default(),
+                relay_token: None,
             }],
             sensors: vec![],
             buses: vec![],

@@ -314,6 +314,7 @@ impl From<enroll::EnrollError> for Refusal {
             }
             E::NoIdentity
             | E::NoAddress
+            | E::Token(_)
             | E::Link(_)
             | E::Protocol(_)
             | E::Tpm(_)

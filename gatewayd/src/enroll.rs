@@ -15,7 +15,7 @@ use crate::{
     enrolment::{EnrolledService, EnrolmentFile},
     identity::Identity,
     service::{Peer, Service},
-    uplink::initiator,
+    uplink::{TOKEN_ADVICE, initiator},
 };
 
 /// What `gatewayctl enroll` tells.
@@ -53,6 +53,9 @@ pub enum EnrollError {
     /// The ticket and the configuration name no address that can be used.
     #[error("neither ticket nor configuration names an address")]
     NoAddress,
+    /// What a relay wants to see cannot be read.
+    #[error("relay_token cannot be used")]
+    Token(#[source] anyhow::Error),
     /// No address led to the service.
     #[error("the service was not reached")]
     Link(#[from] LinkError),
@@ -88,6 +91,7 @@ impl EnrollError {
             Self::OtherService { .. } => "ask the service's operator; do not go on",
             Self::WhichService(_) => "gatewayctl enroll --service NAME -",
             Self::NoAddress => "name one in addresses of the [[service]]",
+            Self::Token(_) => TOKEN_ADVICE,
             Self::Link(error) => error.advice(),
             Self::Protocol(_) => "update both sides to the same version",
             Self::Tpm(error) => error.advice(),
@@ -218,7 +222,9 @@ async fn enroll_at(
     peer: &Peer,
 ) -> Result<String, EnrollError> {
     let config = initiator(applicant.identity, peer, Purpose::Enrol);
-    let link = link::connect(address, config, applicant.identity, service).await?;
+    let token = service.relay_token().map_err(EnrollError::Token)?;
+    let stream = link::dial(address, &peer.key, token.as_ref()).await?;
+    let link = link::connect_over(stream, config, applicant.identity, service).await?;
     let h = link.handshake_hash;
     let (driver, streams) = link.split();
     let conversation = async {

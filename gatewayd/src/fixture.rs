@@ -43,6 +43,7 @@ pub(crate) fn service(spool: &Spool) -> Service {
         addresses: Vec::new(),
         key: None,
         sensors: Patterns::default(),
+        relay_token: None,
     };
     Service::new(config, spool.clone())
 }

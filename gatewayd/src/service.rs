@@ -5,15 +5,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use anyhow::Context;
 use channel::{Fingerprint, Statement};
 use data_encoding::HEXLOWER;
 use futures::future::BoxFuture;
+use link::relay::Token;
 use link::{Address, KeepStatement};
 use spool::Spool;
 use tokio::sync::watch;
 
 use crate::{
-    config::{Patterns, ServiceConfig},
+    config::{Patterns, Secret, ServiceConfig},
     uplink::addresses::Addresses,
 };
 
@@ -25,6 +27,7 @@ pub struct Service {
     pub sensors: Patterns,
     /// Addresses of the configuration; they win over those of a ticket.
     addresses: Vec<Address>,
+    relay_token: Option<Secret>,
     spool: Spool,
     peer: watch::Sender<Option<Peer>>,
     link: Mutex<LinkNote>,
@@ -128,6 +131,7 @@ impl Service {
             name: config.name,
             sensors: config.sensors,
             addresses: config.addresses,
+            relay_token: config.relay_token,
             spool,
             peer: watch::Sender::new(None),
             link: Mutex::default(),
@@ -179,6 +183,22 @@ impl Service {
             enrolled,
             statement: statement.map(Arc::new),
         })
+    }
+
+    /// What relays want to see, if it is configured; read each time.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, or is no token.
+    pub fn relay_token(&self) -> anyhow::Result<Option<Token>> {
+        let Some(secret) = &self.relay_token else {
+            return Ok(None);
+        };
+        let token = Token::parse(&secret.read()?);
+        let token = token.with_context(|| {
+            format!("{secret} is not 40 bytes in base32, as `head -c 40 /dev/urandom | base32 -w0` makes them")
+        })?;
+        Ok(Some(token))
     }
 
     /// Takes back that the service knows this gateway: its identity is a new one.

@@ -238,6 +238,13 @@ impl Uplink {
             Failure::Later => {
                 self.note_problem("the service takes nothing now", "wait; it is tried again");
             }
+            Failure::Token(error) => {
+                let problem = format!("relay_token: {error:#}");
+                self.note_problem(
+                    &problem,
+                    "mend relay_token of the [[service]], or what it names",
+                );
+            }
             Failure::Disk(error) => self.note_problem(&crate::chain(&error), error.advice()),
             Failure::Local(error) => return Err(error),
         }
@@ -275,7 +282,8 @@ async fn open<'a>(
     waits: Waits,
 ) -> Result<Link<'a>, Failure> {
     let began = Instant::now();
-    let dialled = link::dial_within(address, &config.pin, None, waits.dial).await;
+    let token = service.relay_token().map_err(Failure::Token)?;
+    let dialled = link::dial_within(address, &config.pin, token.as_ref(), waits.dial).await;
     let stream = dialled.map_err(Failure::Unreached)?;
     let link = proof::connect_over(stream, config, key, service, waits.proof).await?;
     service.health().note_open(address, began.elapsed());
@@ -310,6 +318,10 @@ pub(crate) fn initiator(identity: &Identity, peer: &Peer, purpose: Purpose) -> I
     }
 }
 
+/// What to do about a `relay_token` that cannot be used.
+pub(crate) const TOKEN_ADVICE: &str =
+    "mend relay_token of the [[service]], or what it names; the relay's operator has the token";
+
 /// Why a session ended.
 pub(crate) enum Failure {
     /// The address, before the relay's `ok`: try the next.
@@ -320,6 +332,8 @@ pub(crate) enum Failure {
     Protocol(String),
     /// The service asks to be left alone for now.
     Later,
+    /// What a relay wants to see cannot be read: try again.
+    Token(anyhow::Error),
     /// Our own disk, for now: try again.
     Disk(spool::SpoolError),
     /// Our own spool: give up.
@@ -332,7 +346,9 @@ impl Failure {
         match self {
             Self::Unreached(error) => Some(Cause::before_ok(error)),
             Self::Link(error) => Cause::after_ok(error),
-            Self::Protocol(_) | Self::Later | Self::Disk(_) | Self::Local(_) => None,
+            Self::Token(_) | Self::Protocol(_) | Self::Later | Self::Disk(_) | Self::Local(_) => {
+                None
+            }
         }
     }
 }

@@ -189,7 +189,9 @@ fn relay_advice(code: RelayCode) -> &'static str {
         RelayCode::NoSuchService => {
             "check that the service runs and has registered with this relay"
         }
-        RelayCode::NotAdmitted => "ask the relay's operator for a token",
+        RelayCode::NotAdmitted => {
+            "ask the relay's operator for a token, and name it in relay_token of the [[service]]"
+        }
         RelayCode::BadProof => {
             "check that the relay lists the name in the address, and the service's statement is new"
         }

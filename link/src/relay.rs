@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use channel::{Fingerprint, SoftwareSigningKey, Statement};
+use data_encoding::BASE32;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,6 +25,20 @@ pub struct Token {
     pub id: [u8; 8],
     /// The shared secret, 32 random bytes; never sent.
     pub secret: Zeroizing<[u8; 32]>,
+}
+
+impl Token {
+    /// Reads a token as people keep it: 40 random bytes in base32 (RFC 4648), of which the first
+    /// eight are its name. Space around it does not count. `None` if it is something else.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let decoded = BASE32.decode(text.trim_ascii()).map(Zeroizing::new).ok()?;
+        let (id, secret) = decoded.split_first_chunk::<8>()?;
+        Some(Self {
+            id: *id,
+            secret: Zeroizing::new(secret.try_into().ok()?),
+        })
+    }
 }
 
 /// Names one gateway that waits at the relay, for one [`accept`].

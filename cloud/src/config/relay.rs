@@ -4,10 +4,8 @@ use std::{collections::HashSet, net::SocketAddr};
 
 use anyhow::{Context, bail, ensure};
 use channel::{Fingerprint, KeyKind};
-use data_encoding::BASE32;
 use link::relay::Token;
 use serde::Deserialize;
-use zeroize::Zeroizing;
 
 use super::{Mistake, Secret, socket_address};
 use crate::relay::Admit;
@@ -172,20 +170,11 @@ fn service(text: &String) -> anyhow::Result<Fingerprint> {
 /// A token's file: 40 random bytes in base32, of which the first 8 are its name.
 fn token(secret: &Secret) -> anyhow::Result<Token> {
     let text = secret.read().context("relay.tokens")?;
-    let decoded = BASE32.decode(text.trim_ascii()).map(Zeroizing::new);
-    let parts = decoded.as_ref().ok().and_then(|bytes| {
-        let (id, secret) = bytes.split_first_chunk::<8>()?;
-        Some((*id, <&[u8; 32]>::try_from(secret).ok()?))
-    });
-    let Some((id, secret)) = parts else {
-        bail!(
+    Token::parse(&text).with_context(|| {
+        format!(
             "relay.tokens: {secret} is not 40 bytes in base32 (64 letters); make it with \
              `head -c 40 /dev/urandom | base32 -w0`"
-        );
-    };
-    Ok(Token {
-        id,
-        secret: Zeroizing::new(*secret),
+        )
     })
 }
 

@@ -75,12 +75,17 @@ class = "bulk"
 "#
     }
 
-    /// Relay and service; everybody knows the relay by the wiretap's address.
-    pub(super) fn write_cloud_config(&self) -> anyhow::Result<()> {
+    /// Relay and service; everybody knows the relay by the wiretap's address. `admit` is the rest of
+    /// a line, and may be followed by others: `"open"`.
+    ///
+    /// # Errors
+    ///
+    /// If the disk refuses.
+    pub fn write_cloud_config(&self, admit: &str) -> anyhow::Result<()> {
         let (relay, direct, tap) = (self.relay_port, self.direct_port, self.wiretap.port);
         let text = format!(
             "listen = \"127.0.0.1:{direct}\"\nrelays = [\"relay://127.0.0.1:{tap}\"]\n\
-             [relay]\nadmit = \"open\"\nlisten = \"127.0.0.1:{relay}\"\nnames = [\"127.0.0.1:{tap}\"]\n"
+             [relay]\nadmit = {admit}\nlisten = \"127.0.0.1:{relay}\"\nnames = [\"127.0.0.1:{tap}\"]\n"
         );
         fs::write(self.path("cloud/gateway-cloud.toml"), text)?;
         Ok(())

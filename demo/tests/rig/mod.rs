@@ -134,6 +134,7 @@ impl Rig {
             addresses: addresses.collect(),
             key: None,
             sensors: Patterns::default(),
+            relay_token: None,
         };
         let service = Arc::new(Service::new(config, self.spool.clone()));
         let pin = self.cloud.keys.statement.fingerprint();

@@ -5,7 +5,7 @@ use link::Address;
 
 use super::table::{At, LATER, Table};
 use super::words::quoted;
-use super::{Patterns, ServiceConfig};
+use super::{Patterns, Secret, ServiceConfig};
 
 /// A service as its file describes it.
 pub(super) struct Service<'f> {
@@ -24,6 +24,7 @@ impl<'f> Service<'f> {
         let key = table.parsed("key", parse_key, KEY);
         let addresses = read_addresses(&mut table, key.map(|key| key.it));
         let (sensors, wanted) = read_sensors(&mut table);
+        let relay_token = read_token(&mut table);
         table.refuse(&["share"], LATER);
         let item = table.item();
         table.finish();
@@ -32,6 +33,7 @@ impl<'f> Service<'f> {
             addresses,
             key: key.map(|key| key.it),
             sensors,
+            relay_token,
         };
         Self {
             item,
@@ -51,6 +53,7 @@ pub(super) fn usual() -> ServiceConfig {
         addresses: Vec::new(),
         key: None,
         sensors: Patterns::default(),
+        relay_token: None,
     }
 }
 
@@ -89,6 +92,18 @@ fn read_addresses(table: &mut Table<'_>, key: Option<Fingerprint>) -> Vec<Addres
         }
     }
     addresses.into_iter().map(|address| address.it).collect()
+}
+
+/// A secret is a reference, never a value; what was found instead is not told, as any screen may be
+/// sent to support.
+fn read_token(table: &mut Table<'_>) -> Option<Secret> {
+    let found = table.find("relay_token")?;
+    let token = found.it.as_str().and_then(Secret::parse);
+    if token.is_none() {
+        let why = r#"is inline; use "credential:NAME" or "file:/PATH""#;
+        table.wrong(found.place, "relay_token", why);
+    }
+    token
 }
 
 fn read_sensors<'f>(table: &mut Table<'f>) -> (Patterns, Vec<At<'f, String>>) {
