@@ -373,7 +373,7 @@ mod tests {
             ),
             (
                 "[record_key]\nprevious = [\"file:a\"]",
-                "record_key.previous: use",
+                "is not \"file:/PATH\"",
             ),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

@@ -509,8 +509,13 @@ async fn a_relay_that_wants_a_token_lets_in_who_has_it() {
     fs::remove_file(site.path("theirs")).unwrap();
     site.relay.take().unwrap().kill().await.unwrap();
     site.start_relay().await.unwrap();
-    let waiting = site.uplink("waiting").await;
-    assert!(waiting["problem"].as_str().unwrap().contains("relay_token"));
+    until("relay_token as the problem", LONG, || async {
+        let status = site.status().await?;
+        let problem = status["services"][0]["problem"].as_str();
+        Ok(problem.is_some_and(|problem| problem.starts_with("relay_token: cannot open")))
+    })
+    .await
+    .unwrap();
 }
 
 fn write_token(site: &Fixture, name: &str, seed: u8) -> PathBuf {

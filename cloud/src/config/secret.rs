@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use zeroize::Zeroizing;
 
 /// Where a secret lies: never in the configuration itself.
@@ -21,17 +21,20 @@ pub enum Secret {
 
 impl Secret {
     pub(super) fn parse(key: &str, text: &str) -> anyhow::Result<Self> {
-        if let Some(name) = text
-            .strip_prefix("credential:")
-            .filter(|name| wire::is_name(name))
-        {
+        if let Some(name) = text.strip_prefix("credential:") {
+            ensure!(
+                wire::is_name(name),
+                "{key}: {text:?} is no credential's name"
+            );
             return Ok(Self::Credential(name.to_owned()));
         }
-        match text.strip_prefix("file:").map(PathBuf::from) {
-            Some(path) if path.is_absolute() => Ok(Self::File(path)),
-            // What stands there may be the secret itself, so it is not shown.
-            Some(_) | None => bail!("{key}: use \"credential:NAME\" or \"file:/PATH\""),
-        }
+        // What stands there may be the secret itself, so it is not shown.
+        let path = text.strip_prefix("file:").with_context(|| {
+            format!("{key}: an entry is inline; use \"credential:NAME\" or \"file:/PATH\"")
+        })?;
+        let path = PathBuf::from(path);
+        ensure!(path.is_absolute(), "{key}: {text:?} is not \"file:/PATH\"");
+        Ok(Self::File(path))
     }
 
     /// Reads it, [`SECRET_BYTES_MAX`] at most.
