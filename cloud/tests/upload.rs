@@ -248,12 +248,14 @@ async fn two_sessions_that_upload_the_same_store_it_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_instances_on_one_database_store_what_both_are_sent_once() {
+    // Enough for the two to meet in the middle of each other's transactions.
+    const BATCHES: u64 = 500;
     let (cloud, gateway) = cloud_and_gateway().await;
     let beside = cloud.beside().await;
     let mut lane = gateway.lane(&cloud).await;
     let header = lane.header();
-    let batches: Vec<_> = (0..50).map(|n| lane.sealed(&one_reading(n))).collect();
-    let end = lane.ack(50);
+    let batches: Vec<_> = (0..BATCHES).map(|n| lane.sealed(&one_reading(n))).collect();
+    let end = lane.ack(u32::try_from(BATCHES).unwrap());
     let upload = async |instance| {
         let mut uplink = gateway.uplink(instance).await;
         uplink.hello().await;
@@ -268,7 +270,7 @@ async fn two_instances_on_one_database_store_what_both_are_sent_once() {
 
     let rows: String =
         cloud.reading("SELECT concat_ws(' ', count(*), count(DISTINCT sequence)) FROM readings");
-    assert_eq!(rows, "50 50");
+    assert_eq!(rows, format!("{BATCHES} {BATCHES}"));
 }
 
 /// A batch is committed before the next one is read, so what is sent too early waits in the stream.
