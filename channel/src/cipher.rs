@@ -170,6 +170,8 @@ impl snow::types::Cipher for NoiseCipher {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, os::unix::fs::FileExt as _};
+
     use super::*;
 
     /// RFC 8439 2.8.2 has another nonce than Noise can make, and so has every test case of the GCM
@@ -220,6 +222,29 @@ mod tests {
             }
             assert_eq!(key.open(3, b"aad", &mut sealed), Ok(7));
             assert!(sealed.starts_with(b"reading"));
+        }
+    }
+    /// Looked at through `/proc`: safe code has no way to a place that was freed.
+    #[test]
+    fn nothing_of_a_key_is_left_where_it_was_when_it_is_dropped() {
+        let memory = File::open("/proc/self/mem").unwrap();
+        for suite in [Suite::ChaChaPoly, Suite::AesGcm] {
+            let bytes: [u8; KEY_BYTES] = std::array::from_fn(|n| 3 + 7 * u8::try_from(n).unwrap());
+            let key = AeadKey::new(suite, &bytes).unwrap();
+            let place = u64::try_from(std::ptr::from_ref(&*key.key).addr()).unwrap();
+            // Both now: a buffer made after the key is gone could be given its place.
+            let [mut before, mut after] = [(); 2].map(|()| vec![0; size_of::<LessSafeKey>()]);
+            memory.read_exact_at(&mut before, place).unwrap();
+            drop(key);
+            memory.read_exact_at(&mut after, place).unwrap();
+
+            let has = |image: &[u8]| {
+                let mut parts = image.windows(16);
+                parts.any(|part| part == &bytes[..16] || part == &bytes[16..])
+            };
+            // Processors without instructions for AES have it in another form.
+            assert!(has(&before) || suite == Suite::AesGcm);
+            assert!(!has(&after), "{suite:?}");
         }
     }
 }

@@ -247,6 +247,79 @@ async fn two_sessions_that_upload_the_same_store_it_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_instances_on_one_database_store_what_both_are_sent_once() {
+    // Enough for the two to meet in the middle of each other's transactions.
+    const BATCHES: u64 = 500;
+    let (cloud, gateway) = cloud_and_gateway().await;
+    let beside = cloud.beside().await;
+    let mut lane = gateway.lane(&cloud).await;
+    let header = lane.header();
+    let batches: Vec<_> = (0..BATCHES).map(|n| lane.sealed(&one_reading(n))).collect();
+    let end = lane.ack(u32::try_from(BATCHES).unwrap());
+    let upload = async |instance| {
+        let mut uplink = gateway.uplink(instance).await;
+        uplink.hello().await;
+        uplink.send(&header).await;
+        for batch in &batches {
+            uplink.send(batch).await;
+        }
+        while uplink.answer().await != end {}
+    };
+
+    tokio::join!(upload(&cloud), upload(&beside));
+
+    let rows: String =
+        cloud.reading("SELECT concat_ws(' ', count(*), count(DISTINCT sequence)) FROM readings");
+    assert_eq!(rows, format!("{BATCHES} {BATCHES}"));
+}
+
+/// A batch is committed before the next one is read, so what is sent too early waits in the stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_overruns_the_window_is_served_batch_by_batch_and_nothing_is_lost() {
+    let (cloud, gateway) = cloud_and_gateway().await;
+    let mut lane = gateway.lane(&cloud).await;
+    let mut uplink = gateway.uplink(&cloud).await;
+    uplink.hello().await;
+    uplink.send(&lane.header()).await;
+    // Four times the window, and no answer is read.
+    let text = "x".repeat(128 * 1024);
+    for sequence in 0..32 {
+        let batch = Batch {
+            readings: vec![reading(sequence, Value::Text(text.clone()))],
+            ..Batch::default()
+        };
+        uplink.send(&lane.sealed(&batch)).await;
+    }
+
+    for next in 1..=32 {
+        assert_eq!(uplink.answer().await, lane.ack(next));
+    }
+    assert_eq!(cloud.reading::<i64>("SELECT count(*) FROM readings"), 32);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_spool_was_rolled_back_both_branches_are_taken_and_kept() {
+    let (cloud, gateway) = cloud_and_gateway().await;
+    let mut before = gateway.lane(&cloud).await;
+    // What the spool opens at the same place after it was put back to before the first epoch.
+    let mut after = gateway.lane(&cloud).await;
+    for (lane, sequence) in [(&mut before, 1), (&mut after, 2)] {
+        let mut uplink = gateway.uplink(&cloud).await;
+        uplink.hello().await;
+        uplink.send(&lane.header()).await;
+        uplink.send(&lane.sealed(&one_reading(sequence))).await;
+        assert_eq!(uplink.answer().await, lane.ack(1));
+        uplink.session.cut();
+    }
+
+    let kept: String = cloud.reading(
+        "SELECT group_concat(sequence, ' ') FROM (SELECT sequence FROM readings ORDER BY sequence)",
+    );
+    assert_eq!(kept, "1 2");
+    assert_eq!(cloud.reading::<i64>("SELECT count(*) FROM epoch"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_altered_batch_is_named_and_the_session_goes_on() {
     let (cloud, gateway) = cloud_and_gateway().await;
     let mut lane = gateway.lane(&cloud).await;

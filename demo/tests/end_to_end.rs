@@ -367,6 +367,14 @@ async fn without_a_tpm_the_gateway_keeps_recording_and_says_what_to_do() {
     // It heals by itself when the TPM is back, and what was recorded meanwhile arrives.
     site.tpm.restart().unwrap();
     site.uplink("connected").await;
+    for sensor in site.modbus.drain(..).rev() {
+        sensor.stop().await.unwrap();
+    }
+    site.delivered(LONG).await.unwrap();
+    let status = site.status().await.unwrap();
+    let books = Accounts::read(&status, &site.readings()).unwrap();
+    assert!(books.hold(), "{books:?}");
+    assert_eq!((books.runs, books.unclean_stops), (2, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

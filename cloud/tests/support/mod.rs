@@ -39,7 +39,7 @@ pub(crate) struct Cloud {
     pub(crate) address: Address,
     pub(crate) stop: CancellationToken,
     pub(crate) serving: JoinHandle<anyhow::Result<()>>,
-    folder: TempDir,
+    folder: Arc<TempDir>,
 }
 
 impl Cloud {
@@ -48,14 +48,14 @@ impl Cloud {
     }
 
     pub(crate) async fn start_with(relays: Vec<Address>, sessions_max: usize) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Arc::new(tempfile::tempdir().unwrap());
         ServiceKeys::init(folder.path()).unwrap();
         Self::start_in(folder, relays, sessions_max).await
     }
 
     /// One that enrols only TPMs of these vendors.
     pub(crate) async fn start_trusting(roots: EndorsementRoots) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Arc::new(tempfile::tempdir().unwrap());
         ServiceKeys::init(folder.path()).unwrap();
         Self::start_as(folder, Vec::new(), 100, Some(Arc::new(roots))).await
     }
@@ -70,7 +70,7 @@ impl Cloud {
         self.serving.abort();
         // Once it is gone, nobody writes.
         let _ = (&mut self.serving).await;
-        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        let folder = Arc::clone(&self.folder);
         drop(self);
         // Sessions that were cut off let go of the database a moment later; whoever is the last to
         // close it removes its log.
@@ -81,12 +81,17 @@ impl Cloud {
         Self::start_in(folder, Vec::new(), 100).await
     }
 
-    async fn start_in(folder: TempDir, relays: Vec<Address>, sessions_max: usize) -> Self {
+    /// A second instance on what is on the disk, with connections of its own to the databases.
+    pub(crate) async fn beside(&self) -> Self {
+        Self::start_in(Arc::clone(&self.folder), Vec::new(), 100).await
+    }
+
+    async fn start_in(folder: Arc<TempDir>, relays: Vec<Address>, sessions_max: usize) -> Self {
         Self::start_as(folder, relays, sessions_max, None).await
     }
 
     async fn start_as(
-        folder: TempDir,
+        folder: Arc<TempDir>,
         relays: Vec<Address>,
         sessions_max: usize,
         endorsement_roots: Option<Arc<EndorsementRoots>>,

@@ -6,7 +6,7 @@ use channel::{
     EpochOpener, Header, HeaderSigner, RecordKey, SealedBatch, SigningKey, UnsignedHeader,
 };
 use link::KeepStatement;
-use spool::{Lane, StoredHeader};
+use spool::{Lane, Loss, StoredHeader};
 use tempfile::TempDir;
 use wire::{
     Class, ClockState, Measurement, Quality, Reading, Time, Value,
@@ -334,6 +334,46 @@ async fn a_batch_that_the_disk_refused_is_offered_again_byte_for_byte() {
     };
     let next = SealedBatch::decode(bulk.unstored().unwrap()).unwrap();
     assert_eq!(next.number, 1);
+}
+
+#[tokio::test]
+async fn a_ledger_entry_whose_batch_was_evicted_is_sealed_again_unchanged() {
+    let (mut gateway, _folder) = Gateway::enrolled().await;
+    let critical = gateway.lane(Class::Critical);
+    let loss = Loss {
+        lane: critical,
+        reason: LossReason::Full,
+        tallies: Vec::new(),
+        from_ms: 1,
+        until_ms: 2,
+        batches: Vec::new(),
+    };
+    gateway.spool.record_loss(loss).await.unwrap();
+    gateway.outlet.hold(&[taken(0, 0, Class::Critical)]);
+    gateway.outlet.store().await.unwrap();
+    let told = gateway.open(Class::Critical).await.remove(0).1.ledger;
+    assert_eq!((told.len(), told[0].from_ms), (1, 1));
+
+    let first = gateway.spool.lane(critical).await.unwrap().oldest;
+    // The last of these is sealed when the entry waits again.
+    for sequence in 1.. {
+        let evicted = gateway.spool.lane(critical).await.unwrap().oldest != first;
+        let mut large = taken(0, sequence, Class::Critical);
+        large.reading.measurement.value = Value::Text("x".repeat(400_000));
+        gateway.outlet.hold(&[large]);
+        gateway.outlet.store().await.unwrap();
+        if evicted {
+            break;
+        }
+    }
+
+    let held = gateway.open(Class::Critical).await;
+    let again: Vec<_> = held.iter().flat_map(|(_, batch)| &batch.ledger).collect();
+    assert_eq!(
+        again.iter().filter(|entry| entry.id == told[0].id).count(),
+        1
+    );
+    assert!(again.contains(&&told[0]));
 }
 
 #[tokio::test]
