@@ -239,7 +239,7 @@ async fn a_token_in_a_credential_opens_the_relay_to_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
     // RFC 4648, 6: 'A' is five zero bits, '7' five ones.
     let text = format!("{}{}", "A".repeat(56), "7".repeat(8));
-    fs::write(folder.path().join("relay-token"), text).unwrap();
+    fs::write(folder.path().join("gateway-cloud.relay-token"), text).unwrap();
     let config = "[relay]\nlisten = \"127.0.0.1:0\"\nadmit = \"token\"\ntokens = [\"credential:relay-token\"]";
     let set = format!(
         "export CREDENTIALS_DIRECTORY='{}'; ",
