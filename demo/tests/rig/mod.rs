@@ -377,8 +377,9 @@ impl RelayProcess {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let folder = tempfile::tempdir().unwrap();
-        let config =
-            format!("[relay]\nlisten = \"127.0.0.1:{port}\"\nnames = [\"127.0.0.1:{port}\"]\n");
+        let config = format!(
+            "[relay]\nadmit = \"open\"\nlisten = \"127.0.0.1:{port}\"\nnames = [\"127.0.0.1:{port}\"]\n"
+        );
         std::fs::write(folder.path().join("gateway-cloud.toml"), config).unwrap();
         let mut relay = Self {
             port,
@@ -398,11 +399,12 @@ impl RelayProcess {
             .arg("--state")
             .arg(self.folder.path())
             .arg("relay");
-        let process = Process::start("relay", self.folder.path(), &mut command).unwrap();
-        self.running = Some(process);
+        let mut process = Process::start("relay", self.folder.path(), &mut command).unwrap();
         while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            assert!(process.is_running().unwrap(), "the relay has ended");
             sleep(POLL_INTERVAL).await;
         }
+        self.running = Some(process);
     }
 }
 
