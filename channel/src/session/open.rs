@@ -207,6 +207,10 @@ impl Open {
         frame: BytesMut,
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
+        // Whoever keeps the driver busy with bytes may keep it from its clock.
+        if self.is_running() && self.retire_at <= now {
+            return self.close(Admission::GoingAway, outbox);
+        }
         let result = match self.records.receiving.open(frame) {
             Ok((kind, body)) => self.take(now, kind, body, outbox),
             Err(RecordError::Rejected) => return Err(SessionError::PeerRejected),

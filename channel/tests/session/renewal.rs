@@ -81,6 +81,26 @@ fn a_record_under_keys_that_were_replaced_ends_the_session() {
     }
 }
 
+/// A peer that sends without a pause can keep the driver from telling the session the time.
+#[test]
+fn a_record_that_comes_after_the_keys_time_is_not_taken() {
+    for to_service in [true, false] {
+        let world = World::new();
+        let (mut gateway, mut service) = world.open(Suite::ChaChaPoly);
+        let late = world.start + 24 * HOUR;
+        let (from, to) = if to_service {
+            (&mut gateway, &mut service)
+        } else {
+            (&mut service, &mut gateway)
+        };
+        let record = from.record(world.start, b"late");
+        to.feed(late, &record).unwrap();
+
+        assert_eq!(to.closed, Some(Admission::GoingAway));
+        assert!(to.received.is_empty());
+    }
+}
+
 #[test]
 fn the_keys_of_a_renewal_are_others() {
     let world = World::new();
