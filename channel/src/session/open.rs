@@ -239,9 +239,10 @@ impl Open {
         self.pinged_at = None;
         // What was heard may have been sent before the last bytes arrived there; the pong of a ping
         // behind them was not.
-        self.unanswered_since = match kind {
-            RecordType::Pong if !self.sent_since_ping => None,
-            _ => self.unanswered_since.map(|_| now),
+        self.unanswered_since = if kind == RecordType::Pong && !self.sent_since_ping {
+            None
+        } else {
+            self.unanswered_since.map(|_| now)
         };
         match kind {
             RecordType::Close => {
