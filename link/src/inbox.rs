@@ -80,7 +80,7 @@ mod tests {
             let (mut pushed, mut read) = (Vec::new(), Vec::new());
             let mut reads = reads.into_iter().cycle();
             for (number, length) in records.into_iter().enumerate() {
-                let record: Vec<u8> = (0..length).map(|at| (at * 7 + number) as u8).collect();
+                let record: Vec<u8> = (0..length).map(|at| (at * 7 + number).to_le_bytes()[0]).collect();
                 pushed.extend_from_slice(&record);
                 inbox.push(BytesMut::from(&record[..]));
                 if number % 3 == 2 {
