@@ -76,7 +76,7 @@ impl Drop for AeadKey {
     }
 }
 
-/// Its own frame, below which nothing that lives is: what it leaves on the stack is overwritten.
+/// What this leaves on the stack stays until other calls write there (docs/threat-model.md).
 #[inline(never)]
 fn expand(suite: Suite, key: &[u8; KEY_BYTES]) -> Result<LessSafeKey, CipherError> {
     let algorithm = match suite {
