@@ -6,6 +6,7 @@ use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, No
 use zeroize::Zeroize as _;
 
 use crate::Suite;
+use crate::stack::{SEALING, wiped};
 
 /// A key of a session's cipher, with the nonces of Noise (Noise 12.3, 12.4).
 ///
@@ -21,7 +22,8 @@ impl AeadKey {
     pub(crate) fn new(suite: Suite, key: &[u8; KEY_BYTES]) -> Result<Self, CipherError> {
         Ok(Self {
             suite,
-            key: Box::new(expand(suite, key)?),
+            // Boxed in there, so that only its address comes out of frames that are wiped.
+            key: wiped::<SEALING, _>(|| expand(suite, key).map(Box::new))?,
         })
     }
 
@@ -76,7 +78,7 @@ impl Drop for AeadKey {
     }
 }
 
-/// Its own frame, below which nothing that lives is: what it leaves on the stack is overwritten.
+/// In a frame of its own, below which the caller wipes.
 #[inline(never)]
 fn expand(suite: Suite, key: &[u8; KEY_BYTES]) -> Result<LessSafeKey, CipherError> {
     let algorithm = match suite {

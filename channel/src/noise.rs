@@ -15,7 +15,7 @@ use snow::Builder;
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::cipher::{KEY_BYTES, NoiseCipher};
 use crate::kem::Psk;
@@ -126,13 +126,17 @@ impl Handshake {
             .get_handshake_hash()
             .try_into()
             .map_err(|_| snow::Error::Input)?;
-        let (forth, back) = self.state.dangerously_get_raw_split();
+        let (mut forth, mut back) = self.state.dangerously_get_raw_split();
+        let keys = SplitKeys {
+            suite: self.suite,
+            forth: Zeroizing::new(forth),
+            back: Zeroizing::new(back),
+        };
+        // Arrays are copied where they seem to move.
+        forth.zeroize();
+        back.zeroize();
         Ok(Finished {
-            keys: SplitKeys {
-                suite: self.suite,
-                forth: Zeroizing::new(forth),
-                back: Zeroizing::new(back),
-            },
+            keys,
             hash,
             remote_static,
         })

@@ -85,7 +85,8 @@ pub enum Event {
     /// The session has new keys; what it carries goes on. A service looks up again whether the
     /// gateway may stay.
     Renewed,
-    /// This side's key did not work for a renewal. The session goes on under its old keys; the
+    /// This side's key did not work for a renewal, or a gateway did not store the statement that came
+    /// with it within 30 s. The session goes on under its old keys; the
     /// gateway tries again, until they are at their limit and the session closes.
     RenewalFailed(SessionError),
     /// The session ended properly: this side or the peer closed it or refused admission, or a key

@@ -159,6 +159,7 @@ impl Driver<'_> {
                 continue;
             }
             let mut shared = Shared::lock(&self.shared);
+            let was_closed = shared.pump.is_closed();
             let sent = match shared.poll_send(cx) {
                 Poll::Ready(sent) => sent,
                 Poll::Pending => Ok(()),
@@ -167,6 +168,8 @@ impl Driver<'_> {
             let renewed = self.renewals.poll(cx, &mut shared.pump, &self.control);
             match ahead.and_then(|ahead| Ok(ahead | renewed?)) {
                 Ok(true) => {}
+                // The multiplexer waits for the socket, and learns only here that there is an end.
+                Ok(false) if !was_closed && shared.pump.is_closed() => {}
                 Ok(false) => return Poll::Pending,
                 Err(error) => {
                     // The multiplexer first hands on what arrived before, and then meets this.

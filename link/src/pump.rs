@@ -64,8 +64,10 @@ impl Pump {
         &mut self.session
     }
 
-    /// What the session asks of its owner to renew its keys.
+    /// What the session asks of its owner to renew its keys: all of it, so that no older answer is
+    /// given to a newer question.
     pub(crate) fn take_asked(&mut self) -> VecDeque<Event> {
+        self.take_events();
         std::mem::take(&mut self.asked)
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::task::{Context, Poll};
 
-use channel::{Admission, Event, KeyError, SharedSecret, Statement, StaticKey};
+use channel::{Admission, Event, KeyError, SessionError, SharedSecret, Statement, StaticKey};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
@@ -58,19 +58,15 @@ impl<'a> Renewals<'a> {
         }
         if let Some(secret) = poll_slot(&mut self.secret, cx) {
             moved = true;
-            // Late or not: the session has then given up, and refuses the call without harm.
-            match pump.session().handle_shared_secret(now(), secret) {
-                Err(channel::SessionError::LocalOutOfTurn) | Ok(()) => {}
-                Err(error) => return Err(error.into()),
-            }
+            unless_late(pump.session().handle_shared_secret(now(), secret))?;
         }
         match poll_slot(&mut self.kept, cx) {
             Some(Ok(())) => {
                 moved = true;
-                pump.session().handle_statement_stored(now())?;
+                unless_late(pump.session().handle_statement_stored(now()))?;
             }
             Some(Err(error)) => {
-                tracing::warn!(%error, "the service's new statement is not stored; its keys are not renewed");
+                tracing::warn!(%error, "the service's new statement is not stored; its keys are renewed later");
             }
             None => {}
         }
@@ -121,6 +117,14 @@ fn look_up(registry: &dyn Registry, hello: PeerHello) -> BoxFuture<'_, Admission
     async move { registry.admit(&hello).await }.boxed()
 }
 
+/// What is late the session has given up on, or it is over: it refuses the call without harm.
+fn unless_late(taken: Result<(), SessionError>) -> Result<(), LinkError> {
+    match taken {
+        Err(SessionError::LocalOutOfTurn) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn poll_slot<T>(slot: &mut Option<BoxFuture<'_, T>>, cx: &mut Context<'_>) -> Option<T> {
     match slot.as_mut()?.poll_unpin(cx) {
         Poll::Ready(done) => {
@@ -128,5 +132,98 @@ fn poll_slot<T>(slot: &mut Option<BoxFuture<'_, T>>, cx: &mut Context<'_>) -> Op
             Some(done)
         }
         Poll::Pending => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use channel::{
+        Fingerprint, InitiatorConfig, KeyKind, Purpose, RecordKey, ResponderConfig, Session,
+        SoftwareSigningKey, SoftwareStaticKey, StatementContent, Suite,
+    };
+    use futures::future::ready;
+    use getrandom::SysRng;
+    use rand_core::UnwrapErr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_statement_that_is_stored_too_late_does_no_harm() {
+        let key = SoftwareStaticKey::generate(&mut UnwrapErr(SysRng));
+        let mut pump = pump(gateway(&key, [0; 32])).await;
+        let mut renewals = renewals(&key);
+        renewals.kept = Some(ready(Ok(())).boxed());
+
+        assert!(renewals.poll_once(&mut pump).is_ok());
+    }
+
+    /// An operation that the session has given up on may end when the next is asked for.
+    #[tokio::test]
+    async fn an_old_answer_of_the_key_is_not_taken_for_a_new_one() {
+        let mut rng = UnwrapErr(SysRng);
+        let key = SoftwareStaticKey::generate(&mut rng);
+        let content = StatementContent {
+            serial: 1,
+            channel_keys: vec![key.public()],
+            record_keys: vec![RecordKey::generate(&mut rng).public()],
+            online_keys: Vec::new(),
+        };
+        let statement = Statement::issue(content, &SoftwareSigningKey::generate(&mut rng)).unwrap();
+        let hello = gateway(&key, *statement.fingerprint().bytes());
+        let config = ResponderConfig {
+            statement,
+            static_key: key.public(),
+        };
+        let service = Session::respond(config, Box::new(rng), now()).unwrap();
+        let mut pump = pump(service).await;
+        let mut renewals = renewals(&key);
+        renewals.secret = Some(ready(Err(KeyError::new("of an attempt before"))).boxed());
+        pump.session()
+            .handle_bytes(now(), hello.transmit())
+            .unwrap();
+
+        assert!(renewals.poll_once(&mut pump).is_ok());
+        assert!(!pump.session().transmit().is_empty(), "message 2 is made");
+    }
+
+    impl Renewals<'_> {
+        fn poll_once(&mut self, pump: &mut Pump) -> Result<bool, LinkError> {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            self.poll(&mut cx, pump, &Control::default())
+        }
+    }
+
+    fn renewals(key: &SoftwareStaticKey) -> Renewals<'_> {
+        let part = Part::Gateway(&NoShelf);
+        Renewals::new(Owner { key, part })
+    }
+
+    struct NoShelf;
+
+    impl KeepStatement for NoShelf {
+        fn keep<'a>(&'a self, _: &'a Statement) -> BoxFuture<'a, io::Result<()>> {
+            ready(Ok(())).boxed()
+        }
+    }
+
+    fn gateway(key: &SoftwareStaticKey, pin: [u8; 32]) -> Session {
+        let config = InitiatorConfig {
+            suite: Suite::AesGcm,
+            pin: Fingerprint::new(KeyKind::ServiceIdentity, pin),
+            held: None,
+            static_key: key.public(),
+            purpose: Purpose::Deliver,
+            version: String::new(),
+        };
+        Session::initiate(config, Box::new(UnwrapErr(SysRng)), now()).unwrap()
+    }
+
+    async fn pump(session: Session) -> Pump {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        Pump::new(
+            tokio::net::TcpStream::connect(address).await.unwrap(),
+            session,
+        )
     }
 }

@@ -74,6 +74,24 @@ async fn a_gateway_that_may_not_stay_is_told_when_its_keys_are_renewed() {
     assert_eq!(service_end.await.unwrap().unwrap(), Admission::Revoked);
 }
 
+/// The peer neither reads nor ends: only this side's clock can end the link.
+#[tokio::test]
+async fn a_link_whose_keys_are_over_ends_although_its_peer_does_nothing() {
+    let owners = Owners::new();
+    let (gateway, _deaf) = owners.open_pair().await;
+    let (driver, _streams) = gateway.split();
+    let end = tokio::spawn(driver.run());
+    // The driver waits for its peer.
+    tokio::task::yield_now().await;
+
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(24 * 60 * 60)).await;
+    let end = tokio::time::timeout(Duration::from_secs(60), end).await;
+
+    let reason = end.expect("the link ends").unwrap().unwrap();
+    assert_eq!(reason, Admission::GoingAway);
+}
+
 /// Answers from the end of a list.
 struct TurningDoor(Mutex<Vec<Admission>>);
 

@@ -28,6 +28,8 @@ pub(super) struct Open {
     /// Since when stream bytes may be lost that were sent: nothing was heard since, or something
     /// that does not prove it.
     unanswered_since: Option<Instant>,
+    /// Whether stream bytes were sent after the last ping, of which its pong says nothing.
+    sent_since_ping: bool,
     /// When the ping was sent that nothing was heard after.
     pinged_at: Option<Instant>,
 }
@@ -70,6 +72,7 @@ impl Open {
             retire_at: now + KEY_AGE_MAX,
             heard_at: now,
             unanswered_since: None,
+            sent_since_ping: false,
             pinged_at: None,
         })
     }
@@ -134,6 +137,7 @@ impl Open {
             return Err(SessionError::PeerSilent(silence));
         }
         self.pinged_at = Some(now);
+        self.sent_since_ping = false;
         outbox.shrink();
         self.transmit(RecordType::Ping, &[], outbox)
     }
@@ -163,6 +167,7 @@ impl Open {
     ) -> Result<Flow, SessionError> {
         self.note_use(now, outbox)?;
         self.unanswered_since.get_or_insert(now);
+        self.sent_since_ping = true;
         self.transmit(RecordType::Stream, bytes, outbox)
     }
 
@@ -207,6 +212,10 @@ impl Open {
         frame: BytesMut,
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
+        // Whoever keeps the driver busy with bytes may keep it from its clock.
+        if self.is_running() && self.retire_at <= now {
+            return self.close(Admission::GoingAway, outbox);
+        }
         let result = match self.records.receiving.open(frame) {
             Ok((kind, body)) => self.take(now, kind, body, outbox),
             Err(RecordError::Rejected) => return Err(SessionError::PeerRejected),
@@ -228,11 +237,13 @@ impl Open {
     ) -> Result<Flow, SessionError> {
         self.heard_at = now;
         self.pinged_at = None;
-        // What was heard may have been sent before the last bytes arrived there; a pong was not.
-        self.unanswered_since = self
-            .unanswered_since
-            .filter(|_| kind != RecordType::Pong)
-            .map(|_| now);
+        // What was heard may have been sent before the last bytes arrived there; the pong of a ping
+        // behind them was not.
+        self.unanswered_since = if kind == RecordType::Pong && !self.sent_since_ping {
+            None
+        } else {
+            self.unanswered_since.map(|_| now)
+        };
         match kind {
             RecordType::Close => {
                 let reason = decode(&body)?;

@@ -10,7 +10,8 @@ use rand_core::{CryptoRng, Rng as _};
 use super::exchange::{Asked, Greeted, Listening, Replied, Trusted};
 use super::payload::Purpose;
 use super::{
-    Event, InitiatorConfig, KEY_TIME_MAX, Outbox, ResponderConfig, SessionError, Suite, preamble,
+    Event, HANDSHAKE_TIME_MAX, InitiatorConfig, KEY_TIME_MAX, Outbox, ResponderConfig,
+    SessionError, Suite, preamble,
 };
 use crate::cipher::CipherError;
 use crate::noise::{Finished, HASH_BYTES, Role};
@@ -45,7 +46,11 @@ enum State {
     /// Gateway: message 2 is awaited.
     Reply(Greeted),
     /// Gateway: [`Event::NewStatement`] is out.
-    Store(Trusted, Statement),
+    Store {
+        trusted: Trusted,
+        statement: Statement,
+        late_at: Instant,
+    },
     /// Gateway: [`Event::KeyOperation`] is out.
     Trusted {
         trusted: Trusted,
@@ -109,9 +114,11 @@ impl Renewal {
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
     pub(super) fn timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Trusted { late_at, .. } | State::Asked { late_at, .. } => Some(late_at),
+            State::Store { late_at, .. }
+            | State::Trusted { late_at, .. }
+            | State::Asked { late_at, .. } => Some(late_at),
             State::Rest => self.retry_at,
-            State::Reply(_) | State::Store(..) | State::Switch(..) | State::Introduction(_) => None,
+            State::Reply(_) | State::Switch(..) | State::Introduction(_) => None,
         }
     }
 
@@ -120,7 +127,7 @@ impl Renewal {
     }
 
     pub(super) fn awaits_storing(&self) -> bool {
-        matches!(self.state, State::Store(..))
+        matches!(self.state, State::Store { .. })
     }
 
     pub(super) fn is_at_rest(&self) -> bool {
@@ -162,7 +169,11 @@ impl Renewal {
                 self.state = match new {
                     Some(statement) => {
                         outbox.event(Event::NewStatement(statement.clone()));
-                        State::Store(trusted, statement)
+                        State::Store {
+                            trusted,
+                            statement,
+                            late_at: now + HANDSHAKE_TIME_MAX,
+                        }
                     }
                     None => ask(trusted, now, outbox),
                 };
@@ -212,7 +223,7 @@ impl Renewal {
             }
             State::Rest
             | State::Reply(_)
-            | State::Store(..)
+            | State::Store { .. }
             | State::Trusted { .. }
             | State::Asked { .. }
             | State::Introduction(_) => Err(SessionError::PeerProtocol),
@@ -229,7 +240,12 @@ impl Renewal {
             &mut self.party,
             std::mem::replace(&mut self.state, State::Rest),
         ) {
-            (Party::Gateway(config), State::Store(trusted, statement)) => {
+            (
+                Party::Gateway(config),
+                State::Store {
+                    trusted, statement, ..
+                },
+            ) => {
                 config.held = Some(statement);
                 self.state = ask(trusted, now, outbox);
                 Ok(())
@@ -274,7 +290,7 @@ impl Renewal {
         }
     }
 
-    /// Gives up on a key that is late, or begins anew after a pause.
+    /// Gives up on a key or a disk that is late, or begins anew after a pause.
     pub(super) fn handle_timeout(
         &mut self,
         now: Instant,
@@ -286,6 +302,10 @@ impl Renewal {
         if self.awaits_secret() {
             self.state = State::Rest;
             return Ok(self.give_up(now, SessionError::LocalKeyLate(KEY_TIME_MAX), outbox));
+        }
+        if self.awaits_storing() {
+            self.state = State::Rest;
+            return Ok(self.give_up(now, SessionError::LocalLate(HANDSHAKE_TIME_MAX), outbox));
         }
         self.begin(now)
     }

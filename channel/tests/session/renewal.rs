@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use channel::{Admission, SessionError, StaticKey as _, Suite};
 
+use proptest::prelude::*;
+
 use crate::net::{Key, Side, World, contains, exchange, seconds};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -78,6 +80,26 @@ fn a_record_under_keys_that_were_replaced_ends_the_session() {
             gateway.feed(now, &old[1])
         };
         assert!(matches!(result, Err(SessionError::PeerRejected)));
+    }
+}
+
+/// A peer that sends without a pause can keep the driver from telling the session the time.
+#[test]
+fn a_record_that_comes_after_the_keys_time_is_not_taken() {
+    for to_service in [true, false] {
+        let world = World::new();
+        let (mut gateway, mut service) = world.open(Suite::ChaChaPoly);
+        let late = world.start + 24 * HOUR;
+        let (from, to) = if to_service {
+            (&mut gateway, &mut service)
+        } else {
+            (&mut service, &mut gateway)
+        };
+        let record = from.record(world.start, b"late");
+        to.feed(late, &record).unwrap();
+
+        assert_eq!(to.closed, Some(Admission::GoingAway));
+        assert!(to.received.is_empty());
     }
 }
 
@@ -204,6 +226,101 @@ fn a_session_that_is_closed_in_the_middle_of_a_renewal_ends_properly() {
         exchange(&mut gateway, &mut service, now).unwrap();
         assert_eq!(service.closed, Some(Admission::GoingAway), "{messages}");
         assert_eq!(service.received, b"reading");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Both sides write at any moment of a renewal while the wire holds back, splits and merges.
+    /// What is altered ends a session, and what came until then is a beginning of what was sent.
+    #[test]
+    fn renewals_at_any_moment_lose_repeat_and_reorder_nothing(
+        steps in prop::collection::vec((0..5_u8, 1..3000_usize), 1..60),
+        altered in prop::option::of((0..60_usize, 0..3000_usize)),
+    ) {
+        let world = World::new();
+        let (mut gateway, mut service) = world.open(Suite::ChaChaPoly);
+        let mut now = world.start;
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        let (mut sent_up, mut sent_down) = (Vec::new(), Vec::new());
+        let mut fresh = 0_u8;
+        let mut aged = 0;
+        let mut failed = false;
+        for (number, (kind, count)) in steps.into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..count).map(|_| { fresh = fresh.wrapping_add(1); fresh }).collect();
+            match kind {
+                0 => {
+                    gateway.session.send(now, &bytes).unwrap();
+                    sent_up.extend(bytes);
+                }
+                1 => {
+                    service.session.send(now, &bytes).unwrap();
+                    sent_down.extend(bytes);
+                }
+                2 | 3 => {}
+                _ => {
+                    // Without an answer before the next leap the peer would be dead.
+                    settle(&mut gateway, &mut service, &mut up, &mut down, now)?;
+                    now += 50 * MINUTE;
+                    aged += 1;
+                    gateway.wake(now).unwrap();
+                    service.wake(now).unwrap();
+                }
+            }
+            up.extend(gateway.take());
+            down.extend(service.take());
+            let (wire, to) = if kind == 2 {
+                (&mut up, &mut service)
+            } else if kind == 3 {
+                (&mut down, &mut gateway)
+            } else {
+                continue;
+            };
+            let mut part: Vec<u8> = wire.drain(..count.min(wire.len())).collect();
+            if let Some((_, at)) = altered.filter(|(step, at)| *step == number && *at < part.len()) {
+                part[at] ^= 1;
+                failed = true;
+            }
+            let taken = to.feed(now, &part);
+            if failed {
+                let _ = settle(&mut gateway, &mut service, &mut up, &mut down, now);
+                break;
+            }
+            taken.unwrap();
+        }
+        prop_assert!(sent_up.starts_with(&service.received));
+        prop_assert!(sent_down.starts_with(&gateway.received));
+        if failed {
+            return Ok(());
+        }
+        settle(&mut gateway, &mut service, &mut up, &mut down, now)?;
+        prop_assert_eq!(&service.received, &sent_up);
+        prop_assert_eq!(&gateway.received, &sent_down);
+        prop_assert_eq!(gateway.renewed, service.renewed);
+        prop_assert!(gateway.renewed <= aged);
+        prop_assert_eq!(gateway.asked.len(), 1 + gateway.renewed);
+        prop_assert_eq!(service.asked.len(), 1 + gateway.renewed);
+    }
+}
+
+/// Delivers all that is on its way, and the answers to it.
+fn settle(
+    gateway: &mut Side,
+    service: &mut Side,
+    up: &mut Vec<u8>,
+    down: &mut Vec<u8>,
+    now: Instant,
+) -> Result<(), TestCaseError> {
+    let failed = |error: SessionError| TestCaseError::fail(error.to_string());
+    loop {
+        up.extend(gateway.take());
+        down.extend(service.take());
+        if up.is_empty() && down.is_empty() {
+            return Ok(());
+        }
+        service.feed(now, &std::mem::take(up)).map_err(failed)?;
+        gateway.feed(now, &std::mem::take(down)).map_err(failed)?;
     }
 }
 

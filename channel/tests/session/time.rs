@@ -192,6 +192,25 @@ fn unanswered_bytes_are_followed_by_a_ping_after_15_s() {
     assert_eq!(gateway.session.poll_timeout(), Some(now + seconds(240)));
 }
 
+#[test]
+fn a_pong_says_nothing_of_bytes_that_were_sent_after_its_ping() {
+    let world = World::new();
+    let (mut gateway, mut service) = world.open(Suite::ChaChaPoly);
+    let first = gateway.record(world.start, b"first");
+    service.feed(world.start, &first).unwrap();
+    let ping_at = world.start + seconds(15);
+    gateway.wake(ping_at).unwrap();
+    let ping = gateway.take();
+    gateway.record(ping_at, b"lost");
+    service.feed(ping_at, &ping).unwrap();
+    let pong = service.take();
+    let pong_at = ping_at + seconds(1);
+    gateway.feed(pong_at, &pong).unwrap();
+
+    let again = pong_at + seconds(15);
+    assert_eq!(gateway.session.poll_timeout(), Some(again));
+}
+
 /// An idle link costs 100 KiB a day at most.
 #[test]
 fn an_idle_day_is_cheap_and_renews_the_keys_once() {

@@ -121,18 +121,32 @@ fn a_renewal_with_another_service_key_ends_the_session_before_the_gateways_key_w
     assert_eq!(pair.gateway.operations, 1);
 }
 
+/// The disk failed, or does not answer.
+#[test]
+fn a_statement_that_is_not_stored_costs_that_attempt() {
+    let mut pair = Pair::open();
+    pair.issue_newer();
+    pair.gateway.stores = false;
+    pair.renew();
+    assert_eq!(
+        (pair.gateway.statements.len(), pair.gateway.renewed),
+        (2, 0)
+    );
+
+    pair.gateway.stores = true;
+    for pause in [HANDSHAKE_TIME_MAX, HANDSHAKE_TIME_MAX] {
+        pair.now += pause;
+        pair.gateway.session.handle_timeout(pair.now).unwrap();
+        pair.exchange();
+    }
+    assert_eq!(pair.gateway.statements, [1, 2, 2]);
+    assert_eq!((pair.gateway.renewed, pair.service.renewed), (1, 1));
+}
+
 #[test]
 fn a_newer_statement_comes_with_a_renewal_and_is_stored_before_the_key_works() {
     let mut pair = Pair::open();
-    let identity = SoftwareSigningKey::generate(&mut fixture::rng(3));
-    let config = pair.service.open().renewal.service_config();
-    let content = StatementContent {
-        serial: 2,
-        channel_keys: vec![config.static_key],
-        record_keys: config.statement.record_keys().to_vec(),
-        online_keys: Vec::new(),
-    };
-    config.statement = Statement::issue(content, &identity).unwrap();
+    pair.issue_newer();
     pair.gateway.stores = false;
     pair.renew();
     assert_eq!(pair.gateway.statements, [1, 2]);
@@ -425,6 +439,19 @@ impl Pair {
         self.now += KEY_FRESH;
         self.gateway.session.send(self.now, b"late").unwrap();
         self.exchange();
+    }
+
+    /// The service has a newer statement than the gateway holds.
+    fn issue_newer(&mut self) {
+        let identity = SoftwareSigningKey::generate(&mut fixture::rng(3));
+        let config = self.service.open().renewal.service_config();
+        let content = StatementContent {
+            serial: 2,
+            channel_keys: vec![config.static_key],
+            record_keys: config.statement.record_keys().to_vec(),
+            online_keys: Vec::new(),
+        };
+        config.statement = Statement::issue(content, &identity).unwrap();
     }
 
     fn pretend_up(&mut self, records: u64) {
