@@ -3,6 +3,7 @@
 mod error;
 mod exchange;
 mod initiator;
+mod keep_alive;
 mod open;
 mod payload;
 mod preamble;

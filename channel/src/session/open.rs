@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use super::keep_alive::{Due, KeepAlive};
 use super::payload::Admission;
 use super::renewal::{Move, Renewal};
 use super::{Event, HANDSHAKE_TIME_MAX, Outbox, SessionError, TRANSMIT_BYTES_MAX};
@@ -24,14 +25,7 @@ pub(super) struct Open {
     keys_since: Instant,
     /// When the keys end, unless their counters end them before.
     retire_at: Instant,
-    heard_at: Instant,
-    /// Since when stream bytes may be lost that were sent: nothing was heard since, or something
-    /// that does not prove it.
-    unanswered_since: Option<Instant>,
-    /// Whether stream bytes were sent after the last ping, of which its pong says nothing.
-    sent_since_ping: bool,
-    /// When the ping was sent that nothing was heard after.
-    pinged_at: Option<Instant>,
+    keep_alive: KeepAlive,
 }
 
 /// Whether the session goes on.
@@ -70,10 +64,7 @@ impl Open {
             renew: false,
             keys_since: now,
             retire_at: now + KEY_AGE_MAX,
-            heard_at: now,
-            unanswered_since: None,
-            sent_since_ping: false,
-            pinged_at: None,
+            keep_alive: KeepAlive::new(role, now),
         })
     }
 
@@ -92,7 +83,7 @@ impl Open {
             Phase::Running => [self.renewal.timeout(), self.renew_at()]
                 .into_iter()
                 .flatten()
-                .fold(self.keep_alive_at().min(self.retire_at), Instant::min),
+                .fold(self.keep_alive.timeout().min(self.retire_at), Instant::min),
         }
     }
 
@@ -129,17 +120,14 @@ impl Open {
             self.renew = true;
             self.begin_renewal(now, outbox)?;
         }
-        if now < self.keep_alive_at() {
-            return self.end_if_spent(outbox);
+        match self.keep_alive.handle_timeout(now) {
+            Due::Nothing => self.end_if_spent(outbox),
+            Due::Over(silence) => Err(SessionError::PeerSilent(silence)),
+            Due::Ping => {
+                outbox.shrink();
+                self.transmit(RecordType::Ping, &[], outbox)
+            }
         }
-        if self.pinged_at.is_some() {
-            let silence = now.saturating_duration_since(self.heard_at);
-            return Err(SessionError::PeerSilent(silence));
-        }
-        self.pinged_at = Some(now);
-        self.sent_since_ping = false;
-        outbox.shrink();
-        self.transmit(RecordType::Ping, &[], outbox)
     }
 
     /// Lets the gateway in, or tells it why not.
@@ -166,8 +154,7 @@ impl Open {
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
         self.note_use(now, outbox)?;
-        self.unanswered_since.get_or_insert(now);
-        self.sent_since_ping = true;
+        self.keep_alive.note_sent(now);
         self.transmit(RecordType::Stream, bytes, outbox)
     }
 
@@ -235,15 +222,7 @@ impl Open {
         body: BytesMut,
         outbox: &mut Outbox,
     ) -> Result<Flow, SessionError> {
-        self.heard_at = now;
-        self.pinged_at = None;
-        // What was heard may have been sent before the last bytes arrived there; the pong of a ping
-        // behind them was not.
-        self.unanswered_since = if kind == RecordType::Pong && !self.sent_since_ping {
-            None
-        } else {
-            self.unanswered_since.map(|_| now)
-        };
+        self.keep_alive.note_heard(now, kind == RecordType::Pong);
         match kind {
             RecordType::Close => {
                 let reason = decode(&body)?;
@@ -299,7 +278,7 @@ impl Open {
 
     fn run(&mut self, now: Instant, outbox: &mut Outbox) {
         self.phase = Phase::Running;
-        self.heard_at = now;
+        self.keep_alive.note_heard(now, false);
         outbox.event(Event::Open {
             handshake_hash: self.handshake_hash,
             remote_static: self.remote_static,
@@ -392,39 +371,11 @@ impl Open {
             Role::Responder => Ok(()),
         }
     }
-
-    /// When to ping, or to give up on the ping that is out.
-    fn keep_alive_at(&self) -> Instant {
-        if let Some(pinged_at) = self.pinged_at {
-            return pinged_at + PONG_TIME_MAX;
-        }
-        let silent_at = self.heard_at
-            + match self.role {
-                Role::Initiator => SILENCE_MAX,
-                Role::Responder => SILENCE_MAX + PING_STAGGER,
-            };
-        self.unanswered_since
-            .map_or(silent_at, |since| silent_at.min(since + ANSWER_TIME_MAX))
-    }
 }
 
 fn decode(body: &[u8]) -> Result<Admission, SessionError> {
     Admission::decode(body).map_err(|_| SessionError::PeerProtocol)
 }
-
-/// How long a peer may be silent before it is pinged (protocol.md 2.5).
-const SILENCE_MAX: Duration = Duration::from_secs(240);
-
-/// How much longer the service waits. After each ping both sides have heard the other at the same
-/// time but for the way between them, so without this every second ping would cross another, and
-/// an idle day would cost twice the 75 KB it may.
-const PING_STAGGER: Duration = Duration::from_secs(15);
-
-/// How long stream bytes may stay without any answer before the peer is pinged (protocol.md 2.5).
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
-
-/// How long a pong may take (protocol.md 2.5).
-const PONG_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// How long keys last at most, idle or not (protocol.md 2.5).
 const KEY_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
