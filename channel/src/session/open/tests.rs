@@ -7,9 +7,8 @@ use crate::fixture;
 use crate::record::KEY_RECORDS_MAX;
 use crate::session::stage::Stage;
 use crate::{
-    Fingerprint, InitiatorConfig, KeyKind, Purpose, RecordKey, ResponderConfig, Session,
-    SigningKey as _, SoftwareSigningKey, SoftwareStaticKey, Statement, StatementContent,
-    StaticKey as _, Suite,
+    InitiatorConfig, Purpose, RecordKey, ResponderConfig, Session, SoftwareSigningKey,
+    SoftwareStaticKey, Statement, StatementContent, StaticKey as _, Suite,
 };
 
 #[test]
@@ -167,16 +166,9 @@ fn a_newer_statement_comes_with_a_renewal_and_is_stored_before_the_key_works() {
 #[test]
 fn a_renewal_by_a_service_key_that_was_removed_ends_the_session() {
     let mut pair = Pair::open();
-    let identity = SoftwareSigningKey::generate(&mut fixture::rng(3));
     let remaining = SoftwareStaticKey::generate(&mut fixture::rng(99)).public();
     let config = pair.service.open().renewal.service_config();
-    let content = StatementContent {
-        serial: 2,
-        channel_keys: vec![remaining],
-        record_keys: config.statement.record_keys().to_vec(),
-        online_keys: Vec::new(),
-    };
-    config.statement = Statement::issue(content, &identity).unwrap();
+    config.statement = statement(2, vec![remaining]);
     pair.renew();
 
     assert!(matches!(
@@ -367,6 +359,18 @@ impl Side {
     }
 }
 
+/// A statement of the one service of these tests.
+fn statement(serial: u64, channel_keys: Vec<PublicKey>) -> Statement {
+    let identity = SoftwareSigningKey::generate(&mut fixture::rng(3));
+    let content = StatementContent {
+        serial,
+        channel_keys,
+        record_keys: vec![RecordKey::generate(&mut fixture::rng(4)).public()],
+        online_keys: Vec::new(),
+    };
+    Statement::issue(content, &identity).unwrap()
+}
+
 /// Enough bytes for some hundred handshakes.
 fn long_rng(seed: u32) -> fixture::ListedRng {
     let bytes = (0..64 * 1024_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[1]);
@@ -384,18 +388,10 @@ impl Pair {
         let boxed = |seed| -> Box<dyn CryptoRng + Send> { Box::new(long_rng(seed)) };
         let [gateway_key, service_key, other_key] =
             [1, 2, 99].map(|seed| SoftwareStaticKey::generate(&mut fixture::rng(seed)));
-        let identity = SoftwareSigningKey::generate(&mut fixture::rng(3));
-        let record_key = RecordKey::generate(&mut fixture::rng(4)).public();
-        let content = StatementContent {
-            serial: 1,
-            channel_keys: vec![service_key.public(), other_key.public()],
-            record_keys: vec![record_key],
-            online_keys: Vec::new(),
-        };
-        let statement = Statement::issue(content, &identity).unwrap();
+        let statement = statement(1, vec![service_key.public(), other_key.public()]);
         let gateway = InitiatorConfig {
             suite: Suite::AesGcm,
-            pin: Fingerprint::of(KeyKind::ServiceIdentity, identity.public().as_bytes()),
+            pin: statement.fingerprint(),
             held: None,
             static_key: gateway_key.public(),
             purpose: Purpose::Deliver,
