@@ -7,6 +7,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::Output,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -343,9 +344,28 @@ pub fn number(json: &Value, pointer: &str) -> u64 {
 
 /// A port that nobody listens on. Somebody else could take it before we do; then the start fails
 /// and says so.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+/// A port for a process that binds it a little later: below those that Linux gives to connections
+/// (32768 and up, ip(7)), so that none of them takes it meanwhile.
+///
+/// # Errors
+///
+/// If all are taken.
+pub fn free_port() -> anyhow::Result<u16> {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..PORTS {
+        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+        // Other processes begin elsewhere.
+        let offset = std::process::id().wrapping_mul(101).wrapping_add(asked) % PORTS;
+        let port = PORTS_FIRST + u16::try_from(offset)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port is free")
 }
+
+const PORTS_FIRST: u16 = 12_000;
+const PORTS: u32 = 20_000;
 
 /// `sun_path` has 108 bytes (unix(7)); the longest name of ours below the folder has 21.
 const FOLDER_BYTES_MAX: usize = 86;

@@ -373,9 +373,7 @@ pub(crate) struct RelayProcess {
 
 impl RelayProcess {
     pub(crate) async fn start() -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = demo::site::free_port().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
             "[relay]\nadmit = \"open\"\nlisten = \"127.0.0.1:{port}\"\nnames = [\"127.0.0.1:{port}\"]\n"
