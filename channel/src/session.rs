@@ -5,13 +5,13 @@ mod exchange;
 mod initiator;
 mod keep_alive;
 mod open;
+mod outbox;
 mod payload;
 mod preamble;
 mod renewal;
 mod responder;
 mod stage;
 
-use std::collections::VecDeque;
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use crate::record::{BODY_BYTES_MAX, Incoming};
 use crate::{KeyError, PublicKey, SharedSecret, Statement};
 use initiator::Initiator;
 use open::{Flow, Open};
+use outbox::Outbox;
 use responder::Responder;
 use stage::Stage;
 
@@ -39,8 +40,9 @@ use stage::Stage;
 /// [`transmit`](Self::transmit) has, take events until [`poll_event`](Self::poll_event) has none,
 /// and look at [`poll_timeout`](Self::poll_timeout).
 ///
-/// The private key is not in here. When its one ECDH is due, [`Event::KeyOperation`] asks for it,
-/// and [`handle_shared_secret`](Self::handle_shared_secret) brings the result.
+/// The private key is not in here. When its one ECDH of a handshake is due,
+/// [`Event::KeyOperation`] asks for it, and
+/// [`handle_shared_secret`](Self::handle_shared_secret) brings the result.
 ///
 /// Once a `handle_*` method returned an error other than [`SessionError::LocalOutOfTurn`], the
 /// session is over for good and its keys are gone. Events that came before the error are still
@@ -57,7 +59,8 @@ pub enum Event {
     /// [`Session::handle_statement_stored`].
     NewStatement(Statement),
     /// Run [`StaticKey::ecdh`](crate::StaticKey::ecdh) with `peer`, then call
-    /// [`Session::handle_shared_secret`], within 10 s. Comes once.
+    /// [`Session::handle_shared_secret`], within 10 s. Comes once in a handshake: at the beginning,
+    /// and at each attempt to renew the keys, when what came before counts no more.
     KeyOperation {
         /// The peer's ephemeral key.
         peer: PublicKey,
@@ -86,9 +89,9 @@ pub enum Event {
     /// The session has new keys; what it carries goes on. A service looks up again whether the
     /// gateway may stay.
     Renewed,
-    /// This side's key did not work for a renewal, or a gateway did not store the statement that came
-    /// with it within 30 s. The session goes on under its old keys; the
-    /// gateway tries again, until they are at their limit and the session closes.
+    /// This side's key did not work for a renewal, or a gateway did not store the statement that
+    /// came with it within 30 s. The session goes on under its old keys; the gateway tries again,
+    /// until they are at their limit and the session closes.
     RenewalFailed(SessionError),
     /// The session ended properly: this side or the peer closed it or refused admission, or a key
     /// came to its limit ([`Admission::GoingAway`]). Send what is still queued, then end the
@@ -201,7 +204,8 @@ impl Session {
     /// # Errors
     ///
     /// [`SessionError::LocalKey`] if the key failed, [`SessionError::LocalKeyLate`] if it was too
-    /// slow: nothing is sent, the session is over, and the next attempt is a new session.
+    /// slow: nothing is sent, the session is over, and the next attempt is a new session. In a
+    /// renewal neither is an error here: [`Event::RenewalFailed`] says it, and the session goes on.
     /// [`SessionError::LocalOutOfTurn`] if the session did not ask or is over already.
     pub fn handle_shared_secret(
         &mut self,
@@ -340,7 +344,7 @@ impl Session {
 
     /// Returns the next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.outbox.events.pop_front()
+        self.outbox.next_event()
     }
 
     /// Returns when [`handle_timeout`](Self::handle_timeout) wants to be called.
@@ -386,54 +390,6 @@ fn open_on(
         Flow::Continues => Stage::Open(open),
         Flow::Ends => Stage::Closed,
     })
-}
-
-/// What a session has for the transport and for its driver.
-#[derive(Default)]
-struct Outbox {
-    /// Frames one after the other, so that the transport takes many at once.
-    frames: Vec<u8>,
-    /// How many of them the transport has taken.
-    taken: usize,
-    events: VecDeque<Event>,
-}
-
-impl Outbox {
-    fn push(&mut self, frame: &[u8]) {
-        self.frames.extend_from_slice(frame);
-    }
-
-    /// Where the next frame is written.
-    fn tail(&mut self) -> &mut Vec<u8> {
-        &mut self.frames
-    }
-
-    fn waiting(&self) -> &[u8] {
-        self.frames.get(self.taken..).unwrap_or_default()
-    }
-
-    fn bytes(&self) -> usize {
-        self.frames.len() - self.taken
-    }
-
-    fn taken(&mut self, bytes: usize) {
-        self.taken = self.frames.len().min(self.taken + bytes);
-        if self.taken == self.frames.len() {
-            self.frames.clear();
-            self.taken = 0;
-        }
-    }
-
-    /// An idle session keeps no room for what it once had to say.
-    fn shrink(&mut self) {
-        if self.frames.is_empty() {
-            self.frames = Vec::new();
-        }
-    }
-
-    fn event(&mut self, event: Event) {
-        self.events.push_back(event);
-    }
 }
 
 /// How much may wait in a session before [`Session::send`] refuses more: what all yamux windows of

@@ -11,8 +11,9 @@
 //! # Memory
 //!
 //! A link holds at most what its peer may send unasked: 16 streams of 256 KiB, plus one message
-//! under way per stream and one record per direction. A consumer that does not take its messages
-//! stops the peer, through the windows of yamux, and no other stream.
+//! under way per stream, one read of the socket and one record that came, and 80 KiB of records to
+//! be sent. An idle one holds none of them. A consumer that does not take its messages stops the
+//! peer, through the windows of yamux, and no other stream.
 
 mod address;
 mod bytes;

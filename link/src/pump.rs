@@ -25,7 +25,7 @@ use crate::inbox::Inbox;
 pub(crate) struct Pump {
     socket: TcpStream,
     session: Session,
-    /// How much may be sealed ahead of the socket.
+    /// A record is sealed while less than this waits for the socket.
     ahead: usize,
     /// Stream bytes that arrived and were not taken yet.
     inbox: Inbox,
@@ -322,13 +322,13 @@ const READ_BYTES: usize = 64 * 1024;
 /// One read for nobody, on the stack.
 const DISCARD_BYTES: usize = 16 * 1024;
 
-/// What may be sealed ahead of a socket that is full: one frame of yamux. A ping waits behind no
-/// more than this, two frames and what the kernel holds, also on a link of 20 kbit/s, where 64 KiB
-/// would take 26 of the 30 s that the peer has to answer.
+/// Once the socket was full: no record is sealed while a byte of another waits. So a ping is behind
+/// no more than two frames of yamux and what the kernel holds, also on a link of 20 kbit/s, where
+/// 64 KiB would take 26 of the 30 s that the peer has to answer. Doubles with each write that the
+/// socket takes whole.
 const AHEAD_BYTES_MIN: usize = 1;
 
-/// What may be sealed ahead of a socket that takes everything at once: enough to make system calls
-/// cheap beside what they carry.
+/// After sixteen such writes in a row: enough to make system calls cheap beside what they carry.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// What a peer may send before anything is taken: the windows of its streams (protocol.md 2.4,

@@ -439,15 +439,8 @@ impl Pair {
 
     /// The service has a newer statement than the gateway holds.
     fn issue_newer(&mut self) {
-        let identity = SoftwareSigningKey::generate(&mut fixture::rng(3));
         let config = self.service.open().renewal.service_config();
-        let content = StatementContent {
-            serial: 2,
-            channel_keys: vec![config.static_key],
-            record_keys: config.statement.record_keys().to_vec(),
-            online_keys: Vec::new(),
-        };
-        config.statement = Statement::issue(content, &identity).unwrap();
+        config.statement = statement(2, vec![config.static_key]);
     }
 
     fn pretend_up(&mut self, records: u64) {
