@@ -12,21 +12,17 @@ mod support;
 
 use std::time::Duration;
 
-use channel::{
-    Admission, Fingerprint, KeyKind, Purpose, SigningKey, SoftwareSigningKey, SoftwareStaticKey,
-    StaticKey,
-};
-use cloud::registry::{Invitation, NewGateway};
+use channel::{Admission, Purpose, SoftwareStaticKey};
 use cloud::relay::{self, Admit, Limits, RelayConfig, RelayMetrics};
 use link::{Address, LinkError};
-use support::{Cloud, PATIENCE, REGISTRY, rng};
+use support::{Cloud, PATIENCE, REGISTRY, gateway::Gateway, rng};
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use wire::{relay::RelayCode, ticket::TicketKey};
+use wire::relay::RelayCode;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_found_at_its_relay_and_again_after_the_relay_was_away() {
@@ -98,7 +94,7 @@ async fn who_is_revoked_suspended_or_retired_in_mid_session_is_told_so_and_close
         ("retired", Admission::Retired),
         ("enrolled", Admission::GoingAway),
     ] {
-        let key = enrolled(&cloud, state);
+        let key = Gateway::enrolled(&cloud, state).channel;
         let session = cloud.connect(&key, Purpose::Deliver).await.unwrap();
         sessions.push((session, code));
     }
@@ -178,34 +174,6 @@ async fn answer(cloud: &Cloud, address: &Address) -> Admission {
         }
     };
     timeout(PATIENCE, asking).await.expect("not registered")
-}
-
-/// A gateway of software keys, as if it had proved them.
-fn enrolled(cloud: &Cloud, name: &str) -> SoftwareStaticKey {
-    let channel = key();
-    let [identity, attestation] = [(); 2].map(|()| SoftwareSigningKey::generate(&mut rng()));
-    let (mut id, mut ek) = ([0; 8], [0; 32]);
-    getrandom::fill(&mut id).unwrap();
-    getrandom::fill(&mut ek).unwrap();
-    let invitation = Invitation {
-        name: name.into(),
-        labels: Vec::new(),
-        expires_ms: i64::MAX,
-    };
-    let ticket = TicketKey::from_bytes([1; 32]);
-    cloud.registry.invite(&id, &ticket, &invitation).unwrap();
-    let claim = cloud.registry.claim(&id, &ek).unwrap().unwrap();
-    let identity = SigningKey::public(&identity);
-    let new = NewGateway {
-        fingerprint: *Fingerprint::of(KeyKind::GatewayIdentity, identity.as_bytes()).bytes(),
-        identity,
-        channel: channel.public(),
-        attestation: SigningKey::public(&attestation),
-        endorsement: ek.to_vec(),
-        names: [[0; 34]; 3],
-    };
-    cloud.registry.register(&claim, &new).unwrap().unwrap();
-    channel
 }
 
 fn config(port: u16) -> RelayConfig {

@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use channel::{
-    Fingerprint, KeyKind, RecordKey, SigningKey, SoftwareSigningKey, SoftwareStaticKey, Statement,
-    StatementContent, StaticKey,
+    Epoch, EpochClock, EpochTerms, Fingerprint, HeaderSigner, KeyKind, Previous, RecordKey,
+    SealedBatch, SigningKey, SoftwareSigningKey, SoftwareStaticKey, Statement, StatementContent,
+    StaticKey, UnsignedHeader,
 };
 use getrandom::SysRng;
 use link::KeepStatement;
 use rand_core::UnwrapErr;
-use spool::{Limits, Spool};
+use spool::{Lane, Limits, NewBatch, NewEpoch, Spool, StoredHeader};
+use wire::{Class, batch::Tally};
 
 use crate::{
     config::{Patterns, ServiceConfig},
@@ -95,5 +97,78 @@ impl Keys {
             .await
             .unwrap();
         service.keep(&self.statement(1)).await.unwrap();
+    }
+
+    pub(crate) fn lane(&self, class: Class) -> Lane {
+        Lane {
+            service: *self.pin().bytes(),
+            class,
+        }
+    }
+
+    /// The lane's next epoch.
+    pub(crate) async fn open_epoch(&self, spool: &Spool, class: Class, signed: bool) -> Epoch {
+        let lane = self.lane(class);
+        let newest = spool.lane(lane).await.unwrap().newest;
+        let index = newest.as_ref().map_or(0, |newest| newest.index + 1);
+        let terms = EpochTerms {
+            gateway: self.gateway(),
+            service: self.pin(),
+            class: class.into(),
+            chain_id: spool.chain_id(),
+            index,
+            run_id: [1; 16],
+            previous: newest.map(|newest| Previous {
+                epoch_id: newest.epoch_id,
+                count: newest.count,
+                head: newest.head,
+                clean: newest.clean,
+            }),
+            opened: EpochClock {
+                boot_id: [2; 16],
+                boottime_ms: 3,
+                wall_ms: 4,
+                clock: 0,
+            },
+        };
+        let (epoch, header) = Epoch::open(terms, &self.record.public(), &mut rng()).unwrap();
+        let opened = spool.open_epoch(NewEpoch {
+            lane,
+            epoch_id: epoch.id(),
+            index,
+            unsigned_header: header.payload().to_vec(),
+        });
+        opened.await.unwrap();
+        if signed {
+            self.sign_header(spool, &epoch).await;
+        }
+        epoch
+    }
+
+    pub(crate) async fn sign_header(&self, spool: &Spool, epoch: &Epoch) {
+        let header = spool.header(epoch.id()).await.unwrap();
+        let Some(StoredHeader::Unsigned(payload)) = header else {
+            panic!("no header waits");
+        };
+        let header = UnsignedHeader::from_payload(&payload).unwrap();
+        let digest = header.digest(HeaderSigner::Own);
+        let signature = self.gateway.sign(digest).await.unwrap();
+        let signed = spool.sign_header(epoch.id(), header.finish(signature));
+        signed.await.unwrap();
+    }
+}
+
+/// A batch of that lane as the spool takes it.
+pub(crate) fn new_batch(lane: Lane, sealed: &SealedBatch, tallies: Vec<Tally>) -> NewBatch {
+    NewBatch {
+        lane,
+        epoch_id: sealed.epoch_id,
+        number: sealed.number,
+        chain: sealed.chain(),
+        tallies,
+        from_ms: 0,
+        until_ms: 0,
+        bytes: sealed.encode(),
+        ledger_ids: Vec::new(),
     }
 }

@@ -1,14 +1,12 @@
 //! What an export has, and what an ack may then cover.
 
-use channel::{
-    Epoch, EpochClock, EpochTerms, HeaderSigner, SealedBatch, SigningKey, UnsignedHeader,
-};
-use spool::{NewBatch, NewEpoch};
+use channel::{Epoch, SealedBatch};
+use spool::NewBatch;
 use tempfile::TempDir;
 use wire::carried::Pieces;
 
 use super::*;
-use crate::fixture::{Keys, open_spool, rng};
+use crate::fixture::{Keys, new_batch, open_spool};
 
 #[tokio::test]
 async fn an_export_has_every_signed_epoch_oldest_first_and_forgets_nothing() {
@@ -147,68 +145,12 @@ impl Site {
         }
     }
 
-    fn lane(&self, class: Class) -> Lane {
-        Lane {
-            service: *self.keys.pin().bytes(),
-            class,
-        }
-    }
-
     async fn open(&self, class: Class, signed: bool) -> Epoch {
-        let lane = self.lane(class);
-        let newest = self.spool.lane(lane).await.unwrap().newest;
-        let index = newest.as_ref().map_or(0, |newest| newest.index + 1);
-        let terms = EpochTerms {
-            gateway: self.keys.gateway(),
-            service: self.keys.pin(),
-            class: class.into(),
-            chain_id: self.spool.chain_id(),
-            index,
-            run_id: [1; 16],
-            previous: newest.map(|newest| channel::Previous {
-                epoch_id: newest.epoch_id,
-                count: newest.count,
-                head: newest.head,
-                clean: newest.clean,
-            }),
-            opened: EpochClock {
-                boot_id: [2; 16],
-                boottime_ms: 3,
-                wall_ms: 4,
-                clock: 0,
-            },
-        };
-        let (epoch, header) = Epoch::open(terms, &self.keys.record.public(), &mut rng()).unwrap();
-        let payload = header.payload().to_vec();
-        let opened = self.spool.open_epoch(NewEpoch {
-            lane,
-            epoch_id: epoch.id(),
-            index,
-            unsigned_header: payload.clone(),
-        });
-        opened.await.unwrap();
-        if signed {
-            let header = UnsignedHeader::from_payload(&payload).unwrap();
-            let digest = header.digest(HeaderSigner::Own);
-            let signature = self.keys.gateway.sign(digest).await.unwrap();
-            let signed = self.spool.sign_header(epoch.id(), header.finish(signature));
-            signed.await.unwrap();
-        }
-        epoch
+        self.keys.open_epoch(&self.spool, class, signed).await
     }
 
     fn batch(&self, sealed: &SealedBatch, class: Class) -> NewBatch {
-        NewBatch {
-            lane: self.lane(class),
-            epoch_id: sealed.epoch_id,
-            number: sealed.number,
-            chain: sealed.chain(),
-            tallies: Vec::new(),
-            from_ms: 0,
-            until_ms: 0,
-            bytes: sealed.encode(),
-            ledger_ids: Vec::new(),
-        }
+        new_batch(self.keys.lane(class), sealed, Vec::new())
     }
 
     async fn append(&self, epoch: &mut Epoch, class: Class, bytes: usize) {
