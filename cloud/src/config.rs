@@ -1,7 +1,6 @@
 //! `/etc/gateway-cloud/gateway-cloud.toml`: read once at start. An empty or missing file is valid.
 
 mod relay;
-mod secret;
 
 use std::{
     fs, io,
@@ -12,10 +11,10 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use link::Address;
+use secret::Secret;
 use serde::Deserialize;
 
 use self::relay::RawRelay;
-pub use self::secret::Secret;
 
 pub use self::relay::{Admission, RelaySettings};
 
@@ -193,7 +192,7 @@ impl RawRecordKey {
             .map(|text| ("record_key.previous", text));
         let elsewhere = current
             .chain(previous)
-            .map(|(key, text)| Secret::parse(key, text));
+            .map(|(key, text)| named_secret(key, text));
         Ok(RecordKeySettings {
             elsewhere: elsewhere.collect::<anyhow::Result<_>>()?,
             overlap: match &self.overlap {
@@ -202,6 +201,11 @@ impl RawRecordKey {
             },
         })
     }
+}
+
+/// What a key names.
+fn named_secret(key: &str, text: &str) -> anyhow::Result<Secret> {
+    Secret::parse("gateway-cloud", text).with_context(|| key.to_owned())
 }
 
 fn readings(sinks: &[RawSink]) -> anyhow::Result<Option<PathBuf>> {
@@ -318,7 +322,10 @@ mod tests {
         assert_eq!(
             settings.elsewhere,
             [
-                Secret::Credential("record-2026b".into()),
+                Secret::Credential {
+                    program: "gateway-cloud",
+                    name: "record-2026b".into()
+                },
                 Secret::File("/safe/record-2026a".into())
             ]
         );

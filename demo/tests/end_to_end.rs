@@ -520,7 +520,7 @@ async fn a_relay_that_wants_a_token_lets_in_who_has_it() {
     until("relay_token as the problem", LONG, || async {
         let status = site.status().await?;
         let problem = status["services"][0]["problem"].as_str();
-        Ok(problem.is_some_and(|problem| problem.starts_with("relay_token: cannot open")))
+        Ok(problem.is_some_and(|problem| problem.starts_with("relay_token: cannot read")))
     })
     .await
     .unwrap();

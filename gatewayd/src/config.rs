@@ -21,7 +21,6 @@ mod mistakes;
 mod modbus;
 mod pattern;
 mod quantity;
-mod secret;
 mod sensor;
 mod service;
 mod source;
@@ -44,7 +43,6 @@ use table::Table;
 
 pub use mistakes::{Mistake, Mistakes};
 pub use pattern::Patterns;
-pub use secret::Secret;
 
 /// Settings that have been checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,7 +100,7 @@ pub struct ServiceConfig {
     /// The sensors whose readings leave for it.
     pub sensors: Patterns,
     /// What its relays want to see.
-    pub relay_token: Option<Secret>,
+    pub relay_token: Option<secret::Secret>,
 }
 
 /// What the daemon knows about a sensor, whatever its format.

@@ -11,11 +11,12 @@ use data_encoding::HEXLOWER;
 use futures::future::BoxFuture;
 use link::relay::Token;
 use link::{Address, KeepStatement};
+use secret::Secret;
 use spool::Spool;
 use tokio::sync::watch;
 
 use crate::{
-    config::{Patterns, Secret, ServiceConfig},
+    config::{Patterns, ServiceConfig},
     uplink::addresses::Addresses,
 };
 

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("spool", 1),
     ("link", 1),
     ("metrics", 1),
+    ("secret", 1),
     ("channel", PURE),
     ("wire", PURE),
 ];

@@ -5,9 +5,10 @@ use std::{collections::HashSet, net::SocketAddr};
 use anyhow::{Context, bail, ensure};
 use channel::{Fingerprint, KeyKind};
 use link::relay::Token;
+use secret::Secret;
 use serde::Deserialize;
 
-use super::{Mistake, Secret, socket_address};
+use super::{Mistake, named_secret, socket_address};
 use crate::relay::Admit;
 
 /// Settings of the relay.
@@ -90,7 +91,7 @@ impl RawRelay {
             tokens: self
                 .tokens
                 .iter()
-                .map(|text| Secret::parse("relay.tokens", text))
+                .map(|text| named_secret("relay.tokens", text))
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -252,7 +253,7 @@ mod tests {
             ("admit = \"token\"".to_owned(), "relay.tokens is empty"),
             (
                 "admit = \"token\"\ntokens = [\"file:/nowhere/at-all\"]".to_owned(),
-                "cannot open /nowhere/at-all",
+                "cannot read /nowhere/at-all",
             ),
             (
                 format!("admit = \"token\"\ntokens = [\"file:{}\"]", short.display()),

@@ -2,10 +2,11 @@
 
 use channel::{Fingerprint, KeyKind};
 use link::Address;
+use secret::Secret;
 
 use super::table::{At, LATER, Table};
 use super::words::quoted;
-use super::{Patterns, Secret, ServiceConfig};
+use super::{Patterns, ServiceConfig};
 
 /// A service as its file describes it.
 pub(super) struct Service<'f> {
@@ -98,7 +99,8 @@ fn read_addresses(table: &mut Table<'_>, key: Option<Fingerprint>) -> Vec<Addres
 /// sent to support.
 fn read_token(table: &mut Table<'_>) -> Option<Secret> {
     let found = table.find("relay_token")?;
-    let token = found.it.as_str().and_then(Secret::parse);
+    let text = found.it.as_str();
+    let token = text.and_then(|text| Secret::parse("gatewayd", text).ok());
     if token.is_none() {
         let why = r#"is inline; use "credential:NAME" or "file:/PATH""#;
         table.wrong(found.place, "relay_token", why);
